@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import pickle
 import shutil
 import sys
 import threading
@@ -53,6 +54,7 @@ from data_pipelines.mixture import mixed_stream
 from data_pipelines.packing import Concatenator, GroupPacker
 from data_pipelines.streams import SourceStream
 
+PLAN = "plan.pickle"
 FORMAT = 1  # of the rows; a change makes older rows another build
 
 
@@ -120,6 +122,7 @@ def plan_build(recipe: Recipe, codec: Codec, work: Path) -> BuildPlan:
     rates = [data.fim.rate, *(source.fim_rate or 0.0 for source in data.sources.values())]
     if max(rates) > 0.0:
         codec.need_infill()
+    _check_held_out(recipe)
     sources = tuple(
         plan_source(name, settings, data.lanes, work / "work" / "sources", data.allow_unpinned)
         for name, settings in data.sources.items()
@@ -135,6 +138,22 @@ def plan_build(recipe: Recipe, codec: Codec, work: Path) -> BuildPlan:
         "sources": {source.name: source.facts for source in sources},
     }
     return BuildPlan(recipe, sources, codec.fingerprint, lane_groups, hash_json(decides))
+
+
+def _check_held_out(recipe: Recipe) -> None:
+    """Refuse to measure on documents that the parent was trained on.
+
+    A smaller fraction holds out some of the groups that a larger one does, so a stage may hold out less than its parent did.
+    """
+    known = Path(recipe.parent_path) / MANIFEST
+    before = (read_json(known).get("recipe") or {}).get("data") if known.is_file() else None
+    ours = recipe.need_data().held_out.fraction
+    if before is not None and before["held_out"]["fraction"] < ours:
+        raise ValueError(
+            f"`data.held_out.fraction` is {ours:g}, but {recipe.parent_path} was trained with "
+            f"{before['held_out']['fraction']:g}: it has seen documents that this stage would measure on; write "
+            "the parent's fraction, or less"
+        )
 
 
 def _is_finished(target: Path, plan: BuildPlan) -> bool:
@@ -208,15 +227,13 @@ def _collect_held_out_once(partial: Path, plan: BuildPlan) -> HeldOut:
 
 def _run_lanes(partial: Path, plan: BuildPlan, held_out: HeldOut, workers: int) -> None:
     """Build every unfinished lane, as tasks of the executor."""
-    os.environ.setdefault("DATATROVE_COLORIZE_LOGS", "0")
     from datatrove.executor import LocalPipelineExecutor
-    from loguru import logger
 
-    logger.disable("datatrove")  # its log goes to the lane's file; errors reach the user through ours
+    (partial / "work" / PLAN).write_bytes(pickle.dumps((plan, held_out)))
     workers = max(1, min(workers, plan.lanes))
     with _threads_per_worker(workers):
         executor = LocalPipelineExecutor(
-            pipeline=[LaneTask(str(partial.resolve()), plan, held_out)],
+            pipeline=[lane_task(str(partial.resolve()))],
             tasks=plan.lanes,
             workers=workers,
             logging_dir=str((partial / "work" / "logs").resolve()),
@@ -241,15 +258,29 @@ def _threads_per_worker(workers: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LaneTask:
-    """One lane, in the form in which datatrove runs it: called with (documents, rank, world size)."""
+    """One lane, in the form in which datatrove runs it: called with (documents, rank, world size).
+
+    It carries the folder only; plan and held-out set are read there, by whichever process or machine runs the lane.
+    """
 
     folder: str
-    plan: BuildPlan
-    held_out: HeldOut
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        assert world_size == self.plan.lanes
-        build_lane(Path(self.folder), self.plan, self.held_out, rank)
+        # our own file, written a moment ago by the process that started this one
+        plan, held_out = pickle.loads((Path(self.folder) / "work" / PLAN).read_bytes())
+        assert world_size == plan.lanes
+        build_lane(Path(self.folder), plan, held_out, rank)
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return lane_task, (self.folder,)
+
+
+def lane_task(folder: str) -> LaneTask:
+    """A lane's task, in this process or one that the executor starts: there too, errors reach the user through ours."""
+    from loguru import logger
+
+    logger.disable("datatrove")
+    return LaneTask(folder)
 
 
 def build_lane(partial: Path, plan: BuildPlan, held_out: HeldOut, lane: int) -> None:
@@ -511,8 +542,8 @@ def explain_row(rows: Rows, number: int) -> str:
         kind = names["kind_names"][row["kinds"][place]]
         ids = row["input_ids"][start : start + length].tolist()
         shown.append(
-            f"--- {place}: {source} {row['ids'][place]} (pass {row['passes'][place]}, piece {row['pieces'][place]}), {kind}, "
-            f"{layout}, {length} tokens"
+            f"--- {place}: {source} {row['ids'][place]} (pass {row['passes'][place]}, piece {row['pieces'][place]}), "
+            f"{kind}, {layout}, {length} tokens"
         )
         shown.append(codec.decode(ids))
         start += length
@@ -527,6 +558,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="lanes built at once on this machine")
     parser.add_argument("--explain", type=int, metavar="ROW", help="print the documents of a row and stop")
     arguments = parser.parse_args()
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()  # of `datasets`; the build has its own
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         if arguments.explain is not None:

@@ -107,7 +107,7 @@ REFUSED: Any = np.zeros(0, np.int32)
 
 
 def encode_layouts(documents: Sequence[Document], splits: Sequence[Split | None], codec: Codec) -> list[np.ndarray]:
-    """Ids of every document in its layout, through one call of the tokenizer; `REFUSED` where the text would not come back."""
+    """Ids of every document in its layout, in one call of the tokenizer; `REFUSED` where the text would not come back."""
     texts: list[str] = []
     for document, split in zip(documents, splits, strict=True):
         if split is None:

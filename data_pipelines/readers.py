@@ -314,7 +314,9 @@ def _plan_lines(
     first_keys = _first_keys(ReadUnit("jsonl", files[0].url, files[0].name), settings)
     _check_columns(name, settings, first_keys, files[0].name)
     if len(files) >= lanes:
-        return [ReadUnit("jsonl", file.url, file.name, file.bytes) for file in files]
+        # an end, where it is known: a body that breaks off is then an error and not a shorter file
+        ends = [-1 if compression_of(file.url) else file.bytes for file in files]
+        return [ReadUnit("jsonl", file.url, file.name, file.bytes, stop=end) for file, end in zip(files, ends, strict=True)]
     plain = [file for file in files if compression_of(file.url) is None]
     packed = [file for file in files if compression_of(file.url) is not None]
     units = [unit for file in plain for unit in byte_ranges(file, -(-lanes * file.bytes // sum(f.bytes for f in files)))]
@@ -397,7 +399,8 @@ def _reader_of(unit: ReadUnit) -> Iterator[Callable[[int], bytes]]:
         else:
             import zstandard
 
-            with zstandard.ZstdDecompressor().stream_reader(_Whole(handle, unit), read_across_frames=True) as stream:
+            whole: Any = _Whole(handle, unit)  # zstandard asks for no more than `read`, its annotations for more
+            with zstandard.ZstdDecompressor().stream_reader(whole, read_across_frames=True) as stream:
                 yield _guarded(stream, zstandard.ZstdError, unit.url)
 
 

@@ -16,7 +16,7 @@ from codetune.artifacts import LAYOUTS
 from codetune.recipe import FimSettings
 from codetune.tokens import Codec
 from data_pipelines.documents import Document, Drops, SourcePlan, read_documents
-from data_pipelines.fim import PLAIN, Sample, encode_layouts, encode_documents
+from data_pipelines.fim import PLAIN, Sample, encode_documents, encode_layouts
 from data_pipelines.held_out import HeldOut
 
 BATCH_CHARACTERS = 400_000  # documents encoded at once; bounds memory, and results do not depend on it

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -31,7 +31,18 @@ MANIFEST = "manifest.json"
 HASHED_BYTES = 256 * 2**20  # files up to this size are hashed in a checkpoint's manifest, larger ones compared by size
 LAYOUTS = ("plain", "psm", "spm")
 KINDS = ("document", "instruct", "self_instruct", "rehearsal_code", "rehearsal_text")
-VERSIONED = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "trl", "deepspeed", "datatrove", "pyarrow", "numpy")
+VERSIONED = (
+    "torch",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "accelerate",
+    "trl",
+    "deepspeed",
+    "datatrove",
+    "pyarrow",
+    "numpy",
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -254,7 +265,10 @@ def finish_rows(folder: Path, files: list[str], vocabulary_size: int, manifest: 
     from datasets import DatasetInfo
 
     DatasetInfo(features=row_features(vocabulary_size)).write_to_directory(str(folder))
-    state = {"_data_files": [{"filename": name} for name in files], "_fingerprint": manifest.get("fingerprint") or hash_json(manifest)}
+    state = {
+        "_data_files": [{"filename": name} for name in files],
+        "_fingerprint": manifest.get("fingerprint") or hash_json(manifest),
+    }
     state |= {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
     write_json(folder / "state.json", state | {"_split": None})
     write_json(folder / MANIFEST, manifest)
@@ -274,7 +288,9 @@ def open_rows(path: Path) -> Rows:
     manifest = read_json(path / MANIFEST)
     dataset = datasets.load_from_disk(str(path)).with_format("numpy")
     if len(dataset) != manifest["rows"]:
-        raise ValueError(f"{path}: the manifest promises {manifest['rows']} rows, there are {len(dataset)}; build them again")
+        raise ValueError(
+            f"{path}: the manifest promises {manifest['rows']} rows, there are {len(dataset)}; build them again"
+        )
     return Rows(path, dataset, manifest)
 
 
@@ -431,7 +447,9 @@ def newest_valid_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def model_hash(folder: Path) -> str:
     """One hash for a checkpoint's weights, configuration and tokenizer: what a child records of its parent."""
     names = sorted(
-        path.name for path in folder.iterdir() if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json")
+        path.name
+        for path in folder.iterdir()
+        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json")
     )
     if not any(name.endswith(".safetensors") for name in names):
         raise ValueError(f"{folder}: no *.safetensors here; this is not a finished checkpoint")
@@ -467,7 +485,7 @@ def expand_runs(runs: Iterable[int], length: int) -> np.ndarray:
     return mask
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """End a command with one clear message and exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)

@@ -100,13 +100,13 @@ class DataSettings:
     """What a stage reads."""
 
     sequence_tokens: int = _number(low=16)  # length of a row
-    sources: dict[str, SourceSettings]
+    sources: dict[str, SourceSettings]  # pyright: ignore[reportGeneralTypeIssues]  (`_number` above has no default either)
     lanes: int = _number(1, low=1)  # independent deterministic streams; fixed by the recipe, whatever the machines
     fim: FimSettings = field(default_factory=FimSettings)
     packing: PackingSettings = field(default_factory=PackingSettings)
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     allow_unpinned: bool = False  # read sources whose revision is `unpinned`
-    executor: Literal["local", "slurm", "ray"] = "local"  # datatrove's
+    executor: Literal["local"] = "local"  # datatrove's that runs the lanes
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,9 @@ class Recipe:
     def parent_path(self) -> str:
         """A folder, or a Hub id where no such folder exists. `parent: base` is the run `base` of this size."""
         if self.parent is None:
-            raise ValueError(f"recipe {self.size}/{self.name} has no `parent`; write the run, folder or Hub id to start from")
+            raise ValueError(
+                f"recipe {self.size}/{self.name} has no `parent`; write the run, folder or Hub id to start from"
+            )
         return self.parent if "/" in self.parent else str(Path(self.runs) / self.size / self.parent / "model")
 
     def need_data(self) -> DataSettings:

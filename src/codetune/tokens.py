@@ -16,7 +16,6 @@ tokenizer changed behind it.
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Sequence
@@ -71,7 +70,9 @@ class Codec:
     ) -> None:
         self._bare = _bare_tokenizer(tree)
         self.leading_space = _adds_leading_space(tree)
-        self._marks_spaces = SPACE_MARK in json.dumps([tree.get("normalizer"), tree.get("pre_tokenizer")], ensure_ascii=False)
+        self._marks_spaces = SPACE_MARK in json.dumps(
+            [tree.get("normalizer"), tree.get("pre_tokenizer")], ensure_ascii=False
+        )
         self.bos_id, self.eos_id = bos_id, eos_id
         added = {token["content"]: token["id"] for token in tree["added_tokens"]}
         vocabulary = self._bare.get_vocab(with_added_tokens=False)
@@ -91,7 +92,9 @@ class Codec:
         self.pad_id = next((i for i in (pad_id, vocabulary.get(unknown or ""), eos_id) if i is not None), 0)
         self._is_control = np.zeros(self.vocabulary_size, bool)
         unwanted = [*self._names, vocabulary.get(unknown or "")]
-        unwanted += [] if self.infill is None else [self.infill.prefix, self.infill.suffix, self.infill.middle, self.infill.end]
+        unwanted += (
+            [] if self.infill is None else [self.infill.prefix, self.infill.suffix, self.infill.middle, self.infill.end]
+        )
         self._is_control[[i for i in (*unwanted, bos_id, eos_id) if i is not None]] = True
         self.fingerprint = hash_json(tree)
 
@@ -119,7 +122,7 @@ class Codec:
         return self.encode_batch_bare([text])[0]
 
     def encode_joint(self, prefix: str, middle: str) -> tuple[list[int], int, int]:
-        """Ids of `prefix + middle` as one text, where the middle begins in them, and how many characters stand from there on.
+        """Ids of `prefix + middle` as one text, where the middle begins in them, and how many characters follow from there.
 
         The token at the border may hold the end of the prefix too; its characters are counted with the middle's.
 
@@ -137,7 +140,7 @@ class Codec:
         return bool(self._is_control[np.asarray(ids, dtype=np.int64)].any())
 
     def represents(self, text: str) -> bool:
-        """Whether the text comes back as it was: SentencePiece families write a space as U+2581 and cannot tell the two apart."""
+        """Whether the text comes back as it was: SentencePiece families write a space as U+2581 and mix the two up."""
         return not (self._marks_spaces and SPACE_MARK in text)
 
     # -- layouts --------------------------------------------------------------------------------------------------------
@@ -151,7 +154,16 @@ class Codec:
     def psm(self, prefix_ids: Sequence[int], suffix_ids: Sequence[int], middle_ids: Sequence[int]) -> list[int]:
         """`<s> <PRE> enc(prefix) <SUF> bare(suffix) <MID> bare(middle) <EOT>`"""
         infill = self.need_infill()
-        return [*self._begin(), infill.prefix, *prefix_ids, infill.suffix, *suffix_ids, infill.middle, *middle_ids, infill.end]
+        return [
+            *self._begin(),
+            infill.prefix,
+            *prefix_ids,
+            infill.suffix,
+            *suffix_ids,
+            infill.middle,
+            *middle_ids,
+            infill.end,
+        ]
 
     def spm(self, suffix_ids: Sequence[int], prefix_middle_ids: Sequence[int]) -> list[int]:
         """`<s> <PRE> <SUF> bare(suffix) <MID> enc(prefix + middle) <EOT>`; prefix and middle are encoded as one text."""
@@ -173,7 +185,9 @@ class Codec:
             ValueError: the vocabulary was not grown.
         """
         if self.infill is None:
-            raise ValueError("this tokenizer has no infilling tokens; make a base that has them (`make base`), or set data.fim.rate to 0")
+            raise ValueError(
+                "this tokenizer has no infilling tokens; make a base that has them (`make base`), or set data.fim.rate to 0"
+            )
         return self.infill
 
     def _begin(self) -> list[int]:
@@ -214,7 +228,11 @@ class Codec:
             return self.decode_start(values)
         infill = self.need_infill()
         prefix_at, suffix_at, middle_at = (values.index(i) for i in (infill.prefix, infill.suffix, infill.middle))
-        prefix, suffix, middle = values[prefix_at + 1 : suffix_at], values[suffix_at + 1 : middle_at], values[middle_at + 1 : -1]
+        prefix, suffix, middle = (
+            values[prefix_at + 1 : suffix_at],
+            values[suffix_at + 1 : middle_at],
+            values[middle_at + 1 : -1],
+        )
         if layout == "spm":
             return self.decode_start(middle) + self.decode_bare(suffix)
         return self.decode_start(prefix) + self.decode_bare(middle) + self.decode_bare(suffix)
@@ -243,7 +261,9 @@ def _codec_of_folder(folder: Path) -> Codec:
     """
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder}: no tokenizer.json in this folder; make the checkpoint with `make base`")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tree = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    ids = tree["model"]["vocab"] if isinstance(tree["model"]["vocab"], dict) else {}
+    ids = ids | {token["content"]: token["id"] for token in tree["added_tokens"]}
     names: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
@@ -252,10 +272,10 @@ def _codec_of_folder(folder: Path) -> Codec:
     def id_of(key: str) -> int | None:
         name = names.get(key)
         content = name.get("content") if isinstance(name, dict) else name
-        return None if content is None else tokenizer.token_to_id(content)
+        return None if content is None else ids.get(content)
 
-    ids = {"bos_id": id_of("bos_token"), "eos_id": id_of("eos_token"), "pad_id": id_of("pad_token")}
-    return Codec(json.loads(tokenizer.to_str()), **ids, vocabulary_size=_embedding_rows(folder))
+    around = {"bos_id": id_of("bos_token"), "eos_id": id_of("eos_token"), "pad_id": id_of("pad_token")}
+    return Codec(tree, **around, vocabulary_size=_embedding_rows(folder))
 
 
 def _load_from_hub(name: str, revision: str | None) -> Any:
@@ -282,11 +302,9 @@ def _bare_tokenizer(tree: dict[str, Any]) -> Tokenizer:
     Added tokens of white space alone are text (GPT-NeoX keeps its runs of spaces there) and stay. Byte pieces are text too,
     but need not be added tokens: the model falls back to them by itself.
     """
-    tree = copy.deepcopy(tree)
     kept = [token for token in tree["added_tokens"] if token["content"].isspace()]
-    tree |= {"added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
-    for part in ("normalizer", "pre_tokenizer", "decoder"):
-        tree[part] = _without_leading_space(tree.get(part))
+    tree = {**tree, "added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
+    tree |= {part: _without_leading_space(tree.get(part)) for part in ("normalizer", "pre_tokenizer", "decoder")}
     tokenizer = Tokenizer.from_str(json.dumps(tree))
     for token in kept:
         if tokenizer.token_to_id(token["content"]) != token["id"]:

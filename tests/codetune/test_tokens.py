@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ CORPUS = [
     "class Stack:\n    def push(self, item):\n        self.items.append(item)\n",
 ] * 5
 # every string that is a control token in one family or another, as it stands in real source files
-CONTROL_TEXT = "a <s> b</s> <unk> <|endoftext|> <|im_start|>user▁<PRE>x ▁<SUF> ▁<MID> ▁<EOT> [INST] hi [/INST] <<SYS>> <pad>\n"
+CONTROL_TEXT = (
+    "a <s> b</s> <unk> <|endoftext|> <|im_start|>user▁<PRE>x ▁<SUF> ▁<MID> ▁<EOT> [INST] hi [/INST] <<SYS>> <pad>\n"
+)
 
 
 def _family(name: str) -> Tokenizer:
@@ -129,11 +132,21 @@ def test_a_prompt_is_the_training_layout_up_to_the_middle(codec: Codec) -> None:
     prompt = codec.psm_prompt("def f(", "):\n")
     assert psm[: len(prompt)] == prompt and prompt[-1] == infill.middle
     spm = codec.spm_prompt("def f(", "):\n")
-    assert spm == [codec.bos_id, infill.prefix, infill.suffix, *codec.encode_bare("):\n"), infill.middle, *codec.encode("def f(")]
+    assert spm == [
+        codec.bos_id,
+        infill.prefix,
+        infill.suffix,
+        *codec.encode_bare("):\n"),
+        infill.middle,
+        *codec.encode("def f("),
+    ]
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="▁"), max_size=60), cuts=st.tuples(*[st.integers(0, 60)] * 2))
+@given(
+    text=st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="▁"), max_size=60),
+    cuts=st.tuples(*[st.integers(0, 60)] * 2),
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_layout_gives_the_document_back(name: str, text: str, cuts: tuple[int, int]) -> None:
     codec = _CODECS.setdefault(name, open_codec(PreTrainedTokenizerFast(tokenizer_object=_family(name))))
@@ -167,8 +180,14 @@ def test_asking_for_infilling_without_the_tokens_says_what_to_do() -> None:
 
 PRE = 'def remove_non_ascii(s: str) -> str:\n    """ '
 SUF = "\n    return result\n"
-PSM_IDS = "1,32007,822,3349,29918,5464,29918,294,18869,29898,29879,29901,851,29897,1599,851,29901,13,1678,9995,29871,32008,13,1678,736,1121,13,32009"
-SPM_IDS = "1,32007,32008,13,1678,736,1121,13,32009,822,3349,29918,5464,29918,294,18869,29898,29879,29901,851,29897,1599,851,29901,13,1678,9995,29871"
+PSM_IDS = (
+    "1,32007,822,3349,29918,5464,29918,294,18869,29898,29879,29901,851,29897,"
+    "1599,851,29901,13,1678,9995,29871,32008,13,1678,736,1121,13,32009"
+)
+SPM_IDS = (
+    "1,32007,32008,13,1678,736,1121,13,32009,822,3349,29918,5464,29918,294,18869,"
+    "29898,29879,29901,851,29897,1599,851,29901,13,1678,9995,29871"
+)
 PSM_TRAIN = "1,32007,427,29884,32008,29901,13,1678,1209,13,32009,1050,403,29898,10351,29897,32010"
 SPM_TRAIN = "1,32007,32008,29901,13,1678,1209,13,32009,26985,29898,10351,29897,32010"
 
@@ -178,13 +197,16 @@ def _ids(text: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def llama2() -> Codec:
-    folder = os.environ.get("CODETUNE_TEST_DATA")
-    if not folder:
+def llama2(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    data = os.environ.get("CODETUNE_TEST_DATA")
+    if not data:
         pytest.skip("CODETUNE_TEST_DATA is unset: Llama 2's tokenizer.model is not part of the project")
-    from codetune.vocabulary import llama2_tokenizer_with_infill_tokens
+    from codetune.vocabulary import checked_tokenizer, grown_tokenizer, plan_growth
 
-    return open_codec(llama2_tokenizer_with_infill_tokens(Path(folder) / "tokenizers" / "llama2_tokenizer.model"))
+    folder = tmp_path_factory.mktemp("llama2")
+    shutil.copyfile(Path(data) / "tokenizers" / "llama2_tokenizer.model", folder / "tokenizer.model")
+    tokenizer, _ = checked_tokenizer(folder)
+    return open_codec(grown_tokenizer(tokenizer, plan_growth(tokenizer, 32_000, "Llama 2").infill_ids))
 
 
 def test_llama2_prompts_are_metas(llama2: Codec) -> None:

@@ -118,7 +118,12 @@ def test_held_out_groups_are_in_no_row(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
     rows = open_rows(build(recipe))
     codec = open_codec(recipe.parent_path)
-    held = {f"{source}-{n}" for source in ("code", "code_text", "text") for n in range(140) if is_held_out_group(f"{source}-{n}", 0.1)}
+    held = {
+        f"{source}-{n}"
+        for source in ("code", "code_text", "text")
+        for n in range(140)
+        if is_held_out_group(f"{source}-{n}", 0.1)
+    }
     for facts, ids in _documents(rows):
         if facts["pieces"] == 0:
             text = codec.unfim(ids, rows.manifest["layout_names"][facts["layouts"]]) if ids[-1] != ids[0] else ""

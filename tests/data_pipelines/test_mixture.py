@@ -36,7 +36,9 @@ def test_the_order_by_hand() -> None:
     weights=st.lists(st.floats(0.01, 1.0), min_size=2, max_size=8),
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40),
 )
-def test_whatever_the_shares_and_lengths_nobody_is_off_by_more_than_one_longest(weights: list[float], lengths: list[int]) -> None:
+def test_whatever_the_shares_and_lengths_nobody_is_off_by_more_than_one_longest(
+    weights: list[float], lengths: list[int]
+) -> None:
     shares = np.array(weights) / sum(weights)
     streams = [_Lengths(itertools.cycle(lengths[place:] + lengths[:place])) for place in range(len(shares))]
     tokens = np.zeros(len(shares))
@@ -51,7 +53,9 @@ def test_at_any_point_a_source_is_off_by_at_most_one_longest_sample() -> None:
     means = [1500, 400, 900]  # document probabilities would make 93/2/5 of these
     lengths = [itertools.cycle([min(longest, 1 + int(draw.expovariate(1 / mean))) for _ in range(997)]) for mean in means]
     tokens = np.zeros(3)
-    for sample in itertools.islice(mixed_stream([_Lengths(item) for item in lengths], shares, longest, lambda: longest), 50_000):
+    for sample in itertools.islice(
+        mixed_stream([_Lengths(item) for item in lengths], shares, longest, lambda: longest), 50_000
+    ):
         tokens[sample.source] += len(sample)
         off = np.abs(tokens - tokens.sum() * np.array(shares))
         assert off.max() <= longest

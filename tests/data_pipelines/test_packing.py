@@ -25,7 +25,7 @@ def _lengths(seed: int, low: int, high: int) -> Iterator[int]:
 
 
 def test_best_fit_by_hand() -> None:
-    # 6 opens a row; 5 does not fit beside it and opens another; 3 goes where it leaves least room (with 5); 2 fills the first
+    # 6 opens a row; 5 does not fit beside it and opens another; 3 goes where least room is left (with 5); 2 fills the first
     assert pack_best_fit([3, 5, 2, 6], 8) == [[3, 2], [1, 0]]
     assert pack_best_fit([8, 8], 8) == [[0], [1]]
     assert pack_best_fit([], 8) == []

@@ -1,0 +1,296 @@
+"""Loading the parent, and what must be true of it before anything is trained.
+
+What comes in: a recipe and the rows it will read. What goes out: a model ready to be trained, or one `ValueError` that says
+what does not fit (tokenizer, row length, missing infilling tokens) and what to run instead. The model keeps fp32 weights by
+default; bf16 is the arithmetic, by autocast, where the machine has instructions for it. Emulated bf16 is slower than fp32:
+on an AVX-512 machine without them, a third of its matmul speed.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codetune import adapter
+from codetune.artifacts import MANIFEST, Rows, model_hash, read_json
+from codetune.recipe import Recipe
+from codetune.tokens import Codec, open_codec
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+ISOLATION_DOCUMENTS = 8  # documents per row that the check at start looks at
+ISOLATION_POSITIONS = 8  # positions per document; the first ones are where a leak shows most
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The checkpoint a run starts from."""
+
+    path: str  # folder, or Hub id
+    hash: str | None  # of weights, configuration and tokenizer; None for a Hub id
+    config: Any
+    codec: Codec
+    manifest: dict[str, Any]  # empty where the parent is not ours
+
+    def describe(self) -> dict[str, Any]:
+        return {"path": self.path, "hash": self.hash, "commit": getattr(self.config, "_commit_hash", None)}
+
+
+def open_parent(recipe: Recipe) -> Parent:
+    """Find the parent and read its configuration and tokenizer, not yet its weights.
+
+    Raises:
+        ValueError: there is no checkpoint.
+    """
+    from transformers import AutoConfig
+
+    path = recipe.parent_path
+    folder = Path(path)
+    if "/" not in (recipe.parent or "") and not folder.is_dir():
+        raise ValueError(
+            f"{folder}: no checkpoint there, and `parent` is {recipe.parent!r}; make it first (make {recipe.parent} "
+            f"SIZE={recipe.size}), or write a folder or a Hub id"
+        )
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`parent` {path}: no readable checkpoint in a folder or on the Hub of that name ({error})"
+        ) from error
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    return Parent(path, model_hash(folder) if folder.is_dir() else None, config, open_codec(path), manifest)
+
+
+def check_parent(recipe: Recipe, parent: Parent, rows: Rows) -> None:
+    """Whether the parent can be trained on these rows.
+
+    Raises:
+        ValueError: other tokenizer or vocabulary, rows longer than the model's context, missing infilling tokens.
+    """
+    data = recipe.need_data()
+    context = parent.config.get_text_config().max_position_embeddings
+    if data.sequence_tokens > context:
+        raise ValueError(
+            f"`data.sequence_tokens` is {data.sequence_tokens}, but {parent.path} has a context of {context} positions; "
+            "write "
+            f"at most {context}, or make the context longer with the lcft stage"
+        )
+    if rows.manifest["tokenizer"] != parent.codec.fingerprint:
+        raise ValueError(
+            f"{rows.path} was built with another tokenizer ({rows.manifest['tokenizer']}) than the parent's "
+            f"{parent.path} ({parent.codec.fingerprint}); build the rows again with `make data`"
+        )
+    rates = [data.fim.rate if source.fim_rate is None else source.fim_rate for source in data.sources.values()]
+    if max(rates) > 0 and parent.codec.infill is None:
+        raise ValueError(
+            f"`data.fim.rate` is above 0, but {parent.path} has no infilling tokens; make a base that has them (make base, "
+            "`base.infill_tokens: true`), or set the rate to 0"
+        )
+
+
+def bf16_is_fast() -> bool:
+    """Whether this machine has instructions for bf16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def use_bf16(recipe: Recipe) -> bool:
+    """Whether training computes in bf16 (autocast); `model.precision: auto` asks the machine."""
+    return recipe.model.precision == "bf16" or recipe.model.precision == "auto" and bf16_is_fast()
+
+
+def load_model(recipe: Recipe, parent: Parent) -> Any:
+    """The parent as a causal language model with a fused loss head, and with another RoPE base where the recipe says one.
+
+    Raises:
+        ValueError: an attention implementation that is not installed, or a checkpoint with weights missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(parent.config)
+    if recipe.model.rope_base is not None:
+        # the whole dict, and before the model is built: anything less is stored and not used, without a word
+        config.rope_parameters = {"rope_type": "default", "rope_theta": recipe.model.rope_base}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            parent.path,
+            config=config,
+            dtype=getattr(torch, recipe.model.weights_dtype),  # always said: the default follows the file
+            attn_implementation=recipe.model.attention,
+            output_loading_info=True,
+        )
+    except ImportError as error:
+        raise ValueError(
+            f"`model.attention` {recipe.model.attention} is not installed here ({error}); write sdpa"
+        ) from error
+    model, report = loaded
+    if report["missing_keys"]:
+        raise ValueError(f"{parent.path}: weights are missing: {', '.join(sorted(report['missing_keys'])[:5])}")
+    if model.config.get_text_config().vocab_size < parent.codec.vocabulary_size:
+        raise ValueError(
+            f"{parent.path}: the tokenizer has more ids ({parent.codec.vocabulary_size}) than the model has rows"
+        )
+    if recipe.model.rope_base is not None:
+        check_rope(model, recipe.model.rope_base)
+    model.config.use_cache = False
+    adapter.add_fused_head(model)
+    return model
+
+
+def check_rope(model: Any, base: float) -> None:
+    """Whether the model turns by this base: its frequencies are base^(-2i/d), i = 0 to d/2 - 1."""
+    text = model.config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    expected = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    for name, buffer in model.named_buffers():
+        if name.endswith("rotary_emb.inv_freq"):
+            torch.testing.assert_close(buffer.double().cpu(), expected, rtol=1e-5, atol=0.0)
+            return
+    raise ValueError(
+        f"`model.rope_base` is {base:g}, but this kind of model ({text.model_type}) has no frequencies that we can check"
+    )
+
+
+def copy_tokenizer(source: str, target: Path) -> None:
+    """Copy a checkpoint's tokenizer files as they are: loading and saving may change them."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(source, allow_patterns=list(TOKENIZER_FILES)))
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Isolation of packed documents
+
+
+@torch.no_grad()
+def check_isolation(model: Any, batch: dict[str, torch.Tensor], bf16: bool) -> float:
+    """Largest difference between logits of packed documents and of each document alone, over a micro-batch of rows.
+
+    The batch keeps its number of rows: flash attention isolates a single row only, and says nothing about more.
+
+    Raises:
+        ValueError: documents see each other under the attention in use.
+    """
+    device = next(model.parameters()).device
+    input_ids_BT, position_ids_BT = batch["input_ids"].to(device), batch["position_ids"].to(device)
+    was_training = model.training
+    model.eval()
+    largest, scale = 0.0, 1.0
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16 and device.type == "cuda"):
+        for row in range(input_ids_BT.shape[0]):
+            for start, end in _document_spans(position_ids_BT[row])[:ISOLATION_DOCUMENTS]:
+                keep = torch.arange(start, min(end, start + ISOLATION_POSITIONS), device=device)
+                packed = adapter.selected_logits(model, input_ids_BT, position_ids_BT, keep)[row].float()
+                alone = adapter.selected_logits(
+                    model, input_ids_BT[row : row + 1, start:end], position_ids_BT[row : row + 1, start:end], keep - start
+                )[0].float()
+                largest = max(largest, (packed - alone).abs().max().item())
+                scale = max(scale, alone.abs().max().item())
+    model.train(was_training)
+    exact = next(model.parameters()).dtype == torch.float32 and not (bf16 and device.type == "cuda")
+    bound = scale * (1e-4 if exact else 5e-2)
+    if not largest <= bound:
+        attention = model.config._attn_implementation
+        raise ValueError(
+            f"packed documents see each other: their logits differ by {largest:.2g} from each document alone (bound "
+            f"{bound:.2g}) "
+            f"with `model.attention` {attention} and {input_ids_BT.shape[0]} row(s) at once; write `model.attention: sdpa`, "
+            "or `training.micro_batch_rows: 1` for flash attention"
+        )
+    return largest
+
+
+def _document_spans(position_ids_T: torch.Tensor) -> list[tuple[int, int]]:
+    """Where documents start and end. Example: positions 0 1 2 0 1 -> [(0, 3), (3, 5)]"""
+    starts = torch.nonzero(position_ids_T == 0).flatten().tolist()
+    return list(zip(starts, [*starts[1:], len(position_ids_T)], strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arithmetic
+
+
+def training_flops_per_token(config: Any, sequence_tokens: int) -> int:
+    """Floating-point operations of forward and backward per token: 6 per weight in a matmul, and causal attention.
+
+    Attention counts half of `sequence_tokens` keys per query on average (causal), as if a row were one document: where
+    documents are isolated the true number is smaller. The embedding is a look-up and counts nothing; recomputation under
+    activation checkpointing is not counted (it is not useful work).
+
+    Example: hidden 4, 1 layer, 1 head, intermediate 8, vocabulary 10, 6 tokens: weights 4*4*4 + 3*4*8 + 10*4 = 200,
+    attention 2 * 2 * 4 * (6 / 2) = 48 forward; 6 * 200 + 3 * 48 = 1344
+    """
+    text = config.get_text_config()
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    queries, keys = text.num_attention_heads * head_size, text.num_key_value_heads * head_size
+    per_layer = text.hidden_size * (2 * queries + 2 * keys) + 3 * text.hidden_size * text.intermediate_size
+    weights = text.num_hidden_layers * per_layer + text.vocab_size * text.hidden_size
+    attention = text.num_hidden_layers * 2 * 2 * queries * sequence_tokens // 2
+    return 6 * weights + 3 * attention
+
+
+@dataclass(frozen=True)
+class PeakFlops:
+    """What one device could do at best, and how we know."""
+
+    flops: float | None
+    origin: str
+
+
+def peak_flops(bf16: bool) -> PeakFlops:
+    """Of this device in the training precision: the maker's figure for a known GPU, a short measured matmul on a CPU."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        return PeakFlops(adapter.peak_flops_of_gpu(name, "bfloat16" if bf16 else "float32"), f"maker's figure for {name}")
+    return PeakFlops(_measured_matmul(dtype), "measured matmul of 1024 x 1024 on this CPU")
+
+
+def utilisation(tokens_per_second: float, flops_per_token: int, peak: float | None, devices: int) -> float | None:
+    """Model FLOPs utilisation in percent, or None where it cannot be known; never above 100.
+
+    Example: 1000 tokens/s at 6e9 operations on 2 devices of 10e12: 30.0
+    """
+    if peak is None:
+        return None
+    percent = 100.0 * tokens_per_second * flops_per_token / (peak * devices)
+    if percent > 100.0:
+        logger.warning(
+            "MFU would be %.0f %%, so the peak we assume for this device is wrong; it is reported as unknown", percent
+        )
+        return None
+    return round(percent, 2)
+
+
+def _measured_matmul(dtype: torch.dtype, size: int = 1024, tries: int = 12) -> float:
+    """The best of a few multiplications, in operations per second."""
+    a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(tries):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,477 @@
+"""Continued training on packed rows: stage1, python, lcft (paper Sec. 2.2 to 2.4 and 2.6).
+
+What comes in: a recipe, its rows (`make data`) and its parent. What goes out: `runs/<size>/<name>/model`, an ordinary
+Hugging Face folder with `recipe.yaml` and `manifest.json`, and beside it `metrics.jsonl`. One path for every stage and every
+number of devices:
+
+    python -m codetune.train --recipe recipes/stage1/tiny.yaml
+    accelerate launch -m codetune.train --recipe recipes/stage1/7b.yaml --set training.micro_batch_rows=2
+
+Started again, it goes on from the newest whole checkpoint and ends with the same weights, to the bit, as if it had not
+stopped (same number of ranks and threads). Weight decay is on matrices, embedding and head included, and not on norms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import platform
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.utils import broadcast_object_list
+from transformers.utils import logging as transformers_logging
+
+from codetune import adapter, probes
+from codetune.artifacts import (
+    HELD_OUT,
+    MANIFEST,
+    HeldOutSample,
+    Rows,
+    fail,
+    hash_json,
+    newest_valid_checkpoint,
+    open_rows,
+    read_held_out,
+    read_json,
+    seal_folder,
+    software_versions,
+    whole_folder,
+    why_invalid,
+    write_json,
+)
+from codetune.callbacks import MetricsFile, ProgressBar, RunControl, keep_lines_up_to, stop_on_signals
+from codetune.collate import RowCollator, RowDataset
+from codetune.model import (
+    Parent,
+    check_isolation,
+    check_parent,
+    copy_tokenizer,
+    load_model,
+    open_parent,
+    peak_flops,
+    training_flops_per_token,
+    use_bf16,
+)
+from codetune.recipe import Recipe, load_recipe
+from codetune.steps import Steps, derive_steps
+from codetune.tokens import open_codec
+from codetune.trainer import Ledger, RowTrainer, Session, remove_leftovers
+
+logger = logging.getLogger(__name__)
+
+# What may change between a run and its continuation: machine settings, how often something is looked at, rows to leave out.
+# Everything else is part of what the run is.
+FREE_TO_CHANGE = (
+    "runs",
+    "embedded",
+    "probes",
+    "data.executor",
+    "data.allow_unpinned",
+    "model.attention",
+    "model.activation_checkpointing",
+    "model.loss_head",
+    "training.micro_batch_rows",
+    "training.loader_workers",
+    "training.report_to",
+    "training.log_tokens",
+    "training.evaluate_tokens",
+    "training.save_tokens",
+    "training.keep_checkpoints",
+    "training.max_skipped_in_a_row",
+    "training.skip_rows",
+)
+
+
+class Interrupted(Exception):
+    """The run was asked to end and has, with a sealed checkpoint."""
+
+    def __init__(self, number: int, checkpoint: str) -> None:
+        super().__init__(f"stopped; the same command goes on from {checkpoint}")
+        self.exit_code = 128 + number
+
+
+def train(recipe: Recipe) -> Path:
+    """Train as the recipe says, and return the folder of the finished model.
+
+    Raises:
+        ValueError: rows, parent, output folder and recipe do not fit together; the message says which and what to do.
+        Interrupted: asked to stop by a signal; a checkpoint was saved.
+    """
+    if is_finished(recipe):
+        say(f"{recipe.model_dir} is there already, made with this recipe; remove it to train again")
+        return recipe.model_dir
+    rows = open_rows(recipe.rows_dir)
+    check_rows(recipe, rows)
+    parent = open_parent(recipe)
+    check_parent(recipe, parent, rows)
+    steps = derive_steps(recipe, world_size())
+    claim_output_folder(recipe)
+    checkpoint = find_checkpoint(recipe)
+
+    dataset = RowDataset(rows, recipe.seed, steps.rows)
+    collator = make_collator(recipe, rows, parent)
+    samples = read_held_out(rows.path / HELD_OUT)
+    bf16 = use_bf16(recipe)
+    model = load_model(recipe, parent)
+    if collator.isolate_documents:
+        check_isolation(model, collator([dataset[place] for place in range(min(2, steps.micro_batch_rows))]), bf16)
+        dataset.rows_read = 0
+
+    trainer = make_trainer(recipe, steps, rows, parent, model, dataset, collator, samples, bf16)
+    restore_session(recipe, trainer.session, rows, checkpoint)
+    with stop_on_signals(trainer.session) as signals:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.session.stop_agreed and trainer.state.global_step < steps.total:
+        last = recipe.checkpoints_dir / f"checkpoint-{trainer.state.global_step}"
+        raise Interrupted(signals[0] if signals else signal.SIGTERM, str(last))
+    assert trainer.state.global_step == steps.total, f"made {trainer.state.global_step} steps of {steps.total}"
+    rows_read = None if recipe.need_training().loader_workers else dataset.rows_read  # workers count for themselves
+    return export(recipe, trainer, rows, parent, samples, resumed_from=checkpoint, rows_read=rows_read)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What must fit before anything is loaded
+
+
+def check_rows(recipe: Recipe, rows: Rows) -> None:
+    """Whether the rows are those of the recipe.
+
+    Raises:
+        ValueError: they were built from other settings; the message names the differing ones.
+    """
+    built, wanted = rows.manifest["recipe"], recipe.to_dict()
+    differences = differing(
+        {"data": built["data"], "seed": built["seed"]}, {"data": wanted["data"], "seed": wanted["seed"]}, free=FREE_TO_CHANGE
+    )
+    if differences:
+        raise ValueError(
+            f"{rows.path} was built from other settings: "
+            f"{describe_differences(differences, 'in the rows', 'in the recipe')}. Build them "
+            "again with `make data`, or put the recipe back"
+        )
+
+
+def claim_output_folder(recipe: Recipe) -> None:
+    """Write the recipe into the folder of checkpoints, or refuse a folder that holds those of another.
+
+    Raises:
+        ValueError: other settings than the run was started with, or no permission to write.
+    """
+    folder = recipe.checkpoints_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_main_process():
+            remove_leftovers(folder)
+        known = folder / "recipe.json"
+        if known.is_file() and any(folder.glob("checkpoint-*")):
+            refuse_other_recipe(recipe, read_json(known), folder)
+        if is_main_process():
+            write_json(known, recipe.to_dict())
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot be written to ({error}); change its permissions, or `runs` in the recipe"
+        ) from error
+
+
+def is_finished(recipe: Recipe) -> bool:
+    """Whether the finished model is there, whole.
+
+    Raises:
+        ValueError: it was made from another recipe.
+    """
+    if not (recipe.model_dir / MANIFEST).is_file() or why_invalid(recipe.model_dir, check_hashes=False) is not None:
+        return False
+    refuse_other_recipe(recipe, read_json(recipe.model_dir / MANIFEST)["recipe"], recipe.model_dir)
+    return True
+
+
+def refuse_other_recipe(recipe: Recipe, known: Mapping[str, Any], folder: Path) -> None:
+    differences = differing(known, recipe.to_dict(), free=FREE_TO_CHANGE)
+    if differences:
+        raise ValueError(
+            f"{folder} belongs to another recipe: {describe_differences(differences, 'there', 'here')}. Put the recipe "
+            "back, give "
+            f"this run another `name`, or remove {folder}"
+        )
+
+
+def differing(known: Any, wanted: Any, free: Sequence[str], key: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys with other values, but for those in `free`.
+
+    Example: {"a": {"b": 1}}, {"a": {"b": 2}} -> [("a.b", 1, 2)]
+    """
+    if key in free:
+        return []
+    if isinstance(known, Mapping) and isinstance(wanted, Mapping):
+        names = sorted({*known, *wanted})
+        found = (differing(known.get(name), wanted.get(name), free, f"{key}.{name}" if key else name) for name in names)
+        return [difference for part in found for difference in part]
+    return [] if known == wanted else [(key, known, wanted)]
+
+
+def describe_differences(differences: Sequence[tuple[str, Any, Any]], known: str, wanted: str, most: int = 4) -> str:
+    told = [f"`{key}` is {old!r} {known}, {new!r} {wanted}" for key, old, new in differences[:most]]
+    more = len(differences) - most
+    return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
+
+
+def find_checkpoint(recipe: Recipe) -> Path | None:
+    """The newest whole checkpoint of the run; says which were passed over and why."""
+    checkpoint, skipped = newest_valid_checkpoint(recipe.checkpoints_dir)
+    for sentence in skipped:
+        say(sentence)
+    if checkpoint is not None:
+        say(f"going on from {checkpoint}")
+    return checkpoint
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The trainer and its session
+
+
+def make_collator(recipe: Recipe, rows: Rows, parent: Parent) -> RowCollator:
+    data = recipe.need_data()
+    return RowCollator(
+        sequence_tokens=data.sequence_tokens,
+        pad_id=parent.codec.pad_id,
+        isolate_documents=data.packing.isolate_documents,
+        sources=len(rows.manifest["source_names"]),
+        layouts=len(rows.manifest["layout_names"]),
+        skip_rows=frozenset(recipe.need_training().skip_rows),
+    )
+
+
+def make_trainer(
+    recipe: Recipe,
+    steps: Steps,
+    rows: Rows,
+    parent: Parent,
+    model: Any,
+    dataset: RowDataset,
+    collator: RowCollator,
+    samples: list[HeldOutSample],
+    bf16: bool,
+) -> RowTrainer:
+    """A stock trainer with the mixin, the shared callbacks and a session."""
+    training, optimizer = recipe.need_training(), recipe.need_optimizer()
+    peak = peak_flops(bf16)
+    say(f"precision {'bf16' if bf16 else 'fp32'}; MFU against {peak.origin}: {_tera(peak.flops)}")
+    session = Session(
+        steps=steps,
+        ledger=Ledger(
+            rows.manifest["source_names"],
+            rows.manifest["layout_names"],
+            torch.zeros(collator.sources * collator.layouts).long(),
+        ),
+        sequence_tokens=collator.sequence_tokens,
+        checkpoints_dir=recipe.checkpoints_dir,
+        skipped_path=recipe.run_dir / "skipped_steps.jsonl",
+        keep_checkpoints=training.keep_checkpoints,
+        max_skipped_in_a_row=training.max_skipped_in_a_row,
+        schedule=optimizer.schedule,
+        final_rate_fraction=optimizer.final_rate_fraction,
+        fused_loss=recipe.model.loss_head == "fused",
+        manifest={
+            "recipe_hash": hash_json(recipe.to_dict()),
+            "parent": parent.describe(),
+            "rows": rows.manifest["fingerprint"],
+        },
+        flops_per_token=training_flops_per_token(model.config, collator.sequence_tokens),
+        peak_flops=peak.flops,
+    )
+    trainer = RowTrainer(
+        model=model,
+        args=adapter.training_arguments(recipe, steps, bf16),
+        train_dataset=dataset,
+        data_collator=collator,
+        session=session,
+    )
+    if trainer.args.world_size != steps.world_size:
+        raise ValueError(
+            f"{steps.world_size} ranks were started, but Accelerate sees {trainer.args.world_size}: each would train "
+            "alone. Launch "
+            "with a configuration out of recipes/accelerate"
+        )
+    if samples:
+        session.evaluate = partial(
+            probes.held_out_losses,
+            samples=samples,
+            groups=probes.source_groups(rows.manifest),
+            tokens_per_batch=max(steps.micro_batch_rows * collator.sequence_tokens, 4096),
+            accelerator=trainer.accelerator,
+        )
+    adapter.drop_default_printers(trainer)
+    for callback in (ProgressBar(session), MetricsFile(recipe.run_dir / "metrics.jsonl", session), RunControl(trainer)):
+        trainer.add_callback(callback)
+    return trainer
+
+
+def restore_session(recipe: Recipe, session: Session, rows: Rows, checkpoint: Path | None) -> None:
+    """Put the ledger and the log files where the checkpoint was.
+
+    Raises:
+        ValueError: the rows are no longer those that the checkpoint was trained on.
+    """
+    step = 0
+    if checkpoint is not None:
+        manifest = read_json(checkpoint / MANIFEST)
+        if manifest["rows"] != rows.manifest["fingerprint"]:
+            raise ValueError(
+                f"{checkpoint} was trained on other rows than those in {rows.path} now (their sources have changed); "
+                "put the old "
+                f"rows back, or remove {recipe.checkpoints_dir} to start anew"
+            )
+        step = manifest["step"]
+        session.ledger.restore(manifest["ledger"])
+    if is_main_process():
+        for path in (recipe.run_dir / "metrics.jsonl", session.skipped_path):
+            keep_lines_up_to(path, step)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The finished model
+
+
+def export(
+    recipe: Recipe,
+    trainer: RowTrainer,
+    rows: Rows,
+    parent: Parent,
+    samples: list[HeldOutSample],
+    resumed_from: Path | None,
+    rows_read: int | None,
+) -> Path:
+    """Write the finished checkpoint whole: what `from_pretrained` loads, tokenizer, recipe and manifest."""
+    accelerator, session = trainer.accelerator, trainer.session
+    if not session.held_out and session.evaluate is not None:
+        session.held_out = session.evaluate(trainer.model)
+    if session.held_out:
+        say(probes.losses_table(session.held_out))
+    ledger = trainer.settle_ledger().to_dict(session.sequence_tokens)
+    state = accelerator.get_state_dict(trainer.model_wrapped)
+    failure = [None]
+    if accelerator.is_main_process:
+        model: Any = accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        try:
+            with whole_folder(recipe.model_dir) as folder:
+                model.config.use_cache = True  # off while training; whoever loads the model wants it
+                model.save_pretrained(folder, state_dict=state, max_shard_size=adapter.EXPORT_SHARD_SIZE)
+                for weights in folder.glob("*.safetensors"):
+                    shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody else read them
+                copy_tokenizer(parent.path, folder)
+                infilling = measure_infilling(recipe, model, folder, samples, rows, alone=accelerator.num_processes == 1)
+                (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+                manifest = {
+                    "recipe": recipe.to_dict(),
+                    "parent": parent.describe(),
+                    "rows": {name: value for name, value in rows.manifest.items() if name not in ("recipe", "files")},
+                    "tokenizer": parent.codec.fingerprint,
+                    "rope": model.config.get_text_config().rope_parameters,
+                    "steps": session.steps.total,
+                    "tokens": session.steps.total * session.steps.batch_tokens,
+                    "ledger": ledger,
+                    "held_out": session.held_out,
+                    "infilling": infilling,
+                    "seconds": ledger["seconds"],
+                    "session": {"resumed_from": None if resumed_from is None else resumed_from.name, "rows_read": rows_read},
+                    "versions": software_versions(),
+                    "hardware": hardware(accelerator.num_processes),
+                }
+                seal_folder(folder, manifest)
+        except OSError as error:
+            free = shutil.disk_usage(recipe.run_dir).free / 2**20
+            failure = [
+                f"{recipe.model_dir} could not be written ({error}); {free:,.0f} MB are free there. Nothing "
+                "half-written was kept, "
+                "and the last checkpoint is whole: make room and start again"
+            ]
+    broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise ValueError(failure[0])
+    say(f"finished: {recipe.model_dir}")
+    return recipe.model_dir
+
+
+def measure_infilling(
+    recipe: Recipe, model: Any, folder: Path, samples: list[HeldOutSample], rows: Rows, alone: bool
+) -> dict[str, Any]:
+    """Infilling prompts on the finished model; under several ranks on a copy of it, as theirs may be sharded."""
+    if not samples or recipe.probes.infill_prompts == 0:
+        return {}
+    codec = open_codec(folder)
+    if not alone:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, recipe.model.weights_dtype))
+    groups = probes.source_groups(rows.manifest)
+    settings = recipe.probes
+    report = probes.infill_report(model, codec, samples, groups, settings.infill_prompts, settings.infill_new_tokens)
+    if report:
+        say(probes.infill_table(report))
+    return report
+
+
+def hardware(world: int) -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"device": device, "devices": world, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ranks and printing
+
+
+def world_size() -> int:
+    """Ranks that the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(text: str) -> None:
+    if is_main_process():
+        print(text, flush=True)
+
+
+def _tera(flops: float | None) -> str:
+    return "unknown" if flops is None else f"{flops / 1e12:.3g} TFLOPS"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m codetune.train", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--recipe", required=True, help="YAML file, such as recipes/stage1/tiny.yaml")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="section.key=value", help="settings to override"
+    )
+    options = parser.parse_args(arguments)
+    transformers_logging.disable_progress_bar()  # of loading and saving; the bar of the run is ours
+    try:
+        train(load_recipe(options.recipe, options.set))
+    except ValueError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        fail(f"no disk space is left ({error}); make room and start again: the run goes on from its newest checkpoint")
+    except Interrupted as end:
+        say(str(end))
+        sys.exit(end.exit_code)
+    except KeyboardInterrupt:
+        say("stopped at once; the same command goes on from the newest whole checkpoint")
+        sys.exit(128 + signal.SIGINT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""One canary per behaviour of a library that training leans on: when an upgrade changes it, it shows here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Trainer
+
+from codetune import adapter
+from codetune.recipe import load_recipe
+from codetune.steps import derive_steps
+
+
+@pytest.fixture
+def model(tiny_parent: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(tiny_parent, dtype=torch.float32)
+    adapter.add_fused_head(model)
+    return model
+
+
+def random_batch(seed: int = 0, rows: int = 2, tokens: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(3, 300, (rows, tokens), generator=generator)
+    labels = torch.where(torch.rand(rows, tokens, generator=generator) < 0.3, -100, input_ids)
+    return input_ids, labels
+
+
+def test_the_arguments_are_those_of_the_recipe(make_run: Callable[..., Path]) -> None:
+    recipe = load_recipe(make_run(rows=False))
+    arguments = adapter.training_arguments(recipe, derive_steps(recipe, 1), bf16=False)
+    assert arguments.train_sampling_strategy == "sequential"
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.adam_epsilon) == (0.9, 0.95, 1e-5)
+    assert arguments.max_grad_norm == 1.0
+    assert arguments.average_tokens_across_devices
+    assert not arguments.logging_nan_inf_filter
+    assert arguments.save_total_limit is None
+    assert arguments.use_cache is False
+    assert arguments.report_to == []
+
+
+def test_the_sequential_strategy_reads_in_order(make_run: Callable[..., Path], model: Any) -> None:
+    recipe = load_recipe(make_run(rows=False))
+    trainer = Trainer(
+        model, adapter.training_arguments(recipe, derive_steps(recipe, 1), bf16=False), train_dataset=list(range(9))
+    )
+    sampler = trainer._get_train_sampler()
+    assert sampler is not None
+    assert list(sampler) == list(range(9))
+
+
+def test_the_fused_loss_is_the_cross_entropy_and_so_are_its_gradients(model: Any) -> None:
+    input_ids, labels = random_batch()
+    loss = model(input_ids=input_ids, labels=labels, fused_lm_head=True, num_items_in_batch=torch.tensor(7)).loss
+    loss.backward()
+    fused = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    logits = model(input_ids=input_ids, use_cache=False).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / 7
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(fused[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_token_losses_stand_at_the_token_they_foretell(model: Any) -> None:
+    input_ids, labels = random_batch()
+    model.eval()
+    losses = adapter.fused_token_losses(model, input_ids, labels)
+    logits = model(input_ids=input_ids, use_cache=False).logits
+    expected = torch.nn.functional.cross_entropy(logits[0, 6], input_ids[0, 7])
+    assert losses.shape == input_ids.shape
+    if labels[0, 7] != -100:
+        torch.testing.assert_close(losses[0, 7], expected)
+    assert losses[labels == -100].eq(0).all()
+    assert losses[:, 0].eq(0).all()
+
+
+def test_selected_logits_are_the_rows_of_all_logits(model: Any) -> None:
+    input_ids, _ = random_batch()
+    positions = torch.arange(20).expand(2, -1)
+    some = adapter.selected_logits(model, input_ids, positions, torch.tensor([3, 7]))
+    torch.testing.assert_close(some, model(input_ids=input_ids, use_cache=False).logits[:, [3, 7]])
+
+
+def test_a_step_without_gradients_leaves_weights_and_optimizer_alone(model: Any) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
+    input_ids, labels = random_batch()
+    model(input_ids=input_ids, labels=labels, fused_lm_head=True).loss.backward()
+    optimizer.step()
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    states = [{name: value.clone() for name, value in state.items()} for state in optimizer.state.values()]
+    (model(input_ids=input_ids, labels=labels, fused_lm_head=True).loss * float("nan")).backward()
+    adapter.drop_gradients(model)
+    optimizer.step()
+    for before, parameter in zip(weights, model.parameters(), strict=True):
+        assert torch.equal(before, parameter)
+    for before, state in zip(states, optimizer.state.values(), strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in before.items())
+
+
+def test_weight_decay_is_on_matrices_and_not_on_norms(make_run: Callable[..., Path], model: Any) -> None:
+    recipe = load_recipe(make_run(rows=False))
+    trainer = Trainer(model, adapter.training_arguments(recipe, derive_steps(recipe, 1), bf16=False))
+    names = set(trainer.get_decay_parameter_names(model))
+    assert {name for name, parameter in model.named_parameters() if parameter.dim() == 2} == names
+    optimizer = trainer.create_optimizer()
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["fused"]
+
+
+def test_the_peak_of_a_known_gpu_is_found() -> None:
+    assert adapter.peak_flops_of_gpu("NVIDIA A100-SXM4-80GB", "bfloat16") == 312e12
+    assert adapter.peak_flops_of_gpu("a device of no known name", "bfloat16") is None

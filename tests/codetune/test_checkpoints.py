@@ -1,0 +1,245 @@
+"""Checkpoints appear whole or not at all, and a run that is killed ends as if it had not been."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codetune.artifacts import newest_valid_checkpoint, read_json, why_invalid, write_json
+from codetune.recipe import load_recipe
+from codetune.train import main, train
+from codetune.trainer import numbered_checkpoints, remove_leftovers, rotate_checkpoints
+
+STEPS = 40
+LONG = {"training.train_tokens": STEPS * 256, "training.save_tokens": 5 * 256, "probes.infill_prompts": 0}
+
+
+@pytest.fixture(scope="module")
+def processes() -> Any:
+    """Real processes without the seconds of importing torch in each of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["codetune.train"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def straight(make_run_in: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished model of a long run that nothing happened to."""
+    return train(load_recipe(make_run_in(tmp_path_factory.mktemp("straight"), **LONG)))
+
+
+@pytest.fixture(scope="module")
+def straight_short(make_run_in: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a short run."""
+    return train(load_recipe(make_run_in(tmp_path_factory.mktemp("short"))))
+
+
+def wait_for(condition: Callable[[], bool], process: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive(), "the run ended before it could be killed"
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.0005)
+
+
+def test_a_run_killed_three_times_ends_bit_identical(make_run: Callable[..., Path], processes: Any, straight: Path) -> None:
+    path = make_run(**LONG)
+    recipe = load_recipe(path)
+    folder = recipe.checkpoints_dir
+    moments = [
+        lambda: (folder / "checkpoint-10").exists(),  # at a whole checkpoint
+        lambda: (folder / ".incomplete-checkpoint-20").exists(),  # in the middle of writing one
+        lambda: '"step": 33' in (recipe.run_dir / "metrics.jsonl").read_text(),  # between two
+    ]
+    checkpoint = None
+    for moment in moments:
+        process = processes.Process(target=main, args=(["--recipe", str(path)],))
+        process.start()
+        wait_for(moment, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        checkpoint, _ = newest_valid_checkpoint(folder)
+        assert checkpoint is not None
+        assert all(why_invalid(found) is None for found in numbered_checkpoints(folder))
+    assert checkpoint is not None
+    start = int(checkpoint.name.removeprefix("checkpoint-"))
+    train(recipe)
+    for file in ("model.safetensors", "config.json"):
+        assert (recipe.model_dir / file).read_bytes() == (straight / file).read_bytes()
+    manifest, expected = (read_json(folder / "manifest.json") for folder in (recipe.model_dir, straight))
+    assert {**manifest["ledger"], "seconds": 0} == {**expected["ledger"], "seconds": 0}
+    assert manifest["held_out"] == expected["held_out"]
+    assert manifest["session"] == {"resumed_from": f"checkpoint-{start}", "rows_read": (STEPS - start) * 4}
+    steps = [line for line in (recipe.run_dir / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    assert len(steps) == STEPS
+
+
+def test_a_run_goes_on_with_another_micro_batch(make_run: Callable[..., Path], straight_short: Path) -> None:
+    path = make_run()
+    recipe = load_recipe(path)
+    train(recipe)
+    shutil.rmtree(recipe.model_dir)
+    shutil.rmtree(recipe.checkpoints_dir / "checkpoint-8")
+    train(load_recipe(path, ["training.micro_batch_rows=1", "training.loader_workers=2"]))
+    for each, other in zip(_weights(recipe.model_dir), _weights(straight_short), strict=True):
+        torch.testing.assert_close(each, other, atol=2e-5, rtol=1e-3)
+
+
+def _weights(folder: Path) -> list[torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return list(load_file(folder / "model.safetensors").values())
+
+
+def test_ctrl_c_saves_says_so_and_the_run_goes_on(make_run: Callable[..., Path], straight: Path) -> None:
+    path = make_run(**LONG)
+    recipe = load_recipe(path)
+    command = [sys.executable, "-m", "codetune.train", "--recipe", str(path)]
+    source = str(Path(__file__).parents[2] / "src")
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": source}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = recipe.run_dir / "metrics.jsonl"
+    end = time.monotonic() + 90
+    while not (metrics.exists() and '"step": 3' in metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "stopping after this step, with a checkpoint" in err
+    checkpoint, skipped = newest_valid_checkpoint(recipe.checkpoints_dir)
+    assert checkpoint is not None and not skipped
+    assert f"the same command goes on from {checkpoint}" in out
+    assert not recipe.model_dir.exists()
+    train(recipe)
+    assert (recipe.model_dir / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    make_run: Callable[..., Path], straight_short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(make_run(**{"training.keep_checkpoints": 3}))
+    train(recipe)
+    shutil.rmtree(recipe.model_dir)
+    weights = recipe.checkpoints_dir / "checkpoint-8" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (recipe.checkpoints_dir / "checkpoint-6" / "manifest.json").unlink()
+    (recipe.checkpoints_dir / "checkpoint-100").mkdir()
+    train(recipe)
+    out = capsys.readouterr().out
+    assert "checkpoint-100: skipped, it has no manifest.json" in out
+    assert "checkpoint-8: skipped, model.safetensors has" in out
+    assert "checkpoint-6: skipped, it has no manifest.json" in out
+    assert "going on from" in out and "checkpoint-4" in out
+    assert (recipe.model_dir / "model.safetensors").read_bytes() == (straight_short / "model.safetensors").read_bytes()
+
+
+def test_a_checkpoint_of_other_rows_is_refused(make_run: Callable[..., Path]) -> None:
+    recipe = load_recipe(make_run(**{"training.train_tokens": 768}))
+    train(recipe)
+    shutil.rmtree(recipe.model_dir)
+    manifest = read_json(recipe.rows_dir / "manifest.json")
+    write_json(recipe.rows_dir / "manifest.json", {**manifest, "fingerprint": "built anew"})
+    with pytest.raises(ValueError, match="was trained on other rows than those in"):
+        train(recipe)
+
+
+def _train_with_small_files(path: str, most_bytes: int) -> None:
+    """Train while the system refuses to write files beyond a size, as a full disk does."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    recipe = load_recipe(path)
+    deadline = recipe.checkpoints_dir / "checkpoint-10"
+    import codetune.trainer as trainer
+
+    original = trainer.seal_folder
+
+    def seal(folder: Path, manifest: dict[str, Any]) -> None:
+        original(folder, manifest)
+        if manifest["step"] == 10:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+
+    trainer.seal_folder = seal
+    assert not deadline.exists()
+    main(["--recipe", path])
+
+
+def test_a_disk_that_fills_leaves_the_older_checkpoints(
+    make_run: Callable[..., Path], processes: Any, straight: Path
+) -> None:
+    path = make_run(**LONG)
+    recipe = load_recipe(path)
+    process = processes.Process(target=_train_with_small_files, args=(str(path), 100_000))
+    process.start()
+    process.join()
+    assert process.exitcode == 2
+    assert [found.name for found in numbered_checkpoints(recipe.checkpoints_dir)] == ["checkpoint-5", "checkpoint-10"]
+    assert all(why_invalid(found) is None for found in numbered_checkpoints(recipe.checkpoints_dir))
+    assert not list(recipe.checkpoints_dir.glob(".incomplete*"))
+    train(recipe)
+    assert (recipe.model_dir / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+
+
+def test_no_space_for_a_checkpoint_is_one_clear_message(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import codetune.trainer as trainer
+
+    original = trainer.seal_folder
+
+    def seal(folder: Path, manifest: dict[str, Any]) -> None:
+        if manifest["step"] == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(folder, manifest)
+
+    monkeypatch.setattr(trainer, "seal_folder", seal)
+    path = make_run()
+    with pytest.raises(SystemExit) as ended:
+        main(["--recipe", str(path)])
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert "checkpoint-4 could not be written (OSError: [Errno 28] No space left on device)" in message
+    assert "Nothing half-written was kept; whole checkpoints: checkpoint-2" in message
+
+
+def test_rotation_keeps_the_newest_and_never_counts_later_ones(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-old").mkdir()
+    rotate_checkpoints(tmp_path, keep=2, newest=8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-100",
+        "checkpoint-6",
+        "checkpoint-8",
+        "checkpoint-old",
+    ]
+
+
+def test_leftovers_of_a_kill_are_removed_and_checkpoints_are_not(tmp_path: Path) -> None:
+    for name in (".incomplete-checkpoint-4", ".deleted-checkpoint-2", ".replaced-checkpoint-4-ab", "checkpoint-2"):
+        (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_clear_message(make_run: Callable[..., Path]) -> None:
+    path = make_run()
+    recipe = load_recipe(path)
+    recipe.checkpoints_dir.write_text("a file where the folder should be")
+    with pytest.raises(ValueError, match="cannot be written to"):
+        train(recipe)
