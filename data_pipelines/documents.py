@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codetune.artifacts import hash_json
 from codetune.recipe import SourceSettings
 from data_pipelines import readers
 from data_pipelines.readers import ReadUnit, Record
@@ -89,7 +90,7 @@ def plan_source(name: str, settings: SourceSettings, lanes: int, work_dir: Path,
         "jsonl": lambda: _plan_urls(name, settings, lanes, work_dir),
         "folder": lambda: _plan_folder(name, settings, lanes),
         "installed": lambda: _plan_installed(name, settings, lanes, work_dir),
-        "generated": lambda: _plan_generated(settings, lanes),
+        "generated": lambda: _plan_generated(lanes),
     }
     _check_filters(name, settings)
     units, facts = planners[settings.kind]()
@@ -143,9 +144,12 @@ def _plan_installed(
     return installed.plan(name, settings, lanes, work_dir)
 
 
-def _plan_generated(settings: SourceSettings, lanes: int) -> tuple[list[ReadUnit], dict[str, Any]]:
+def _plan_generated(lanes: int) -> tuple[list[ReadUnit], dict[str, Any]]:
+    from data_pipelines.generated import DOCUMENTS_PER_PASS, LENGTHS, NAMES, STEPS
+
     units = [ReadUnit("generated", "", start=lane, bytes=1) for lane in range(lanes)]
-    return units, {"families": list(settings.families), "bytes": 0, "files": 0, "fingerprint": "generated"}
+    fingerprint = hash_json([STEPS, NAMES, LENGTHS, DOCUMENTS_PER_PASS])
+    return units, {"bytes": 0, "files": 0, "fingerprint": fingerprint}
 
 
 def lane_units(plan: SourcePlan, lane: int, lanes: int) -> list[ReadUnit]:
@@ -218,10 +222,10 @@ def _records(
         if unit.format == "generated":
             from data_pipelines.generated import generated_documents
 
-            for text, place, family in generated_documents(plan.settings.families, lane, lanes, pass_index):
+            for text, place, family in generated_documents(lane, lanes, pass_index):
                 yield Record(text, place, family, "Python")
         else:
-            yield from readers.read_unit(unit, plan.settings, wanted)
+            yield from readers.read_unit(unit, plan.settings, plan.name, wanted)
 
 
 def _checked_text(record: Record, settings: SourceSettings, source: str, drops: Drops) -> str | None:

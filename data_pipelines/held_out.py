@@ -7,18 +7,19 @@ is measured on. It can be pickled, and saved as JSON for other processes.
 A group (repository, package, article) is held out by a hash with a salt of its own: neither the recipe's seed nor the
 stage matters, so what was held out in one stage was never trained on in another.
 
-A near copy is found by its lines. Lines of 20 characters and more, without the space around them, that stand in the
-documents measured on are remembered; those that stand in two groups, or three documents, are boilerplate (licence headers,
-imports) and say nothing. A training document is a near copy when at least half of its other long lines are remembered
-ones, and these are at least three, or at least 200 characters. It costs about 10 ms of one core per million characters,
-where tokenizing takes 250 (`bench/bytes_read.py` prints the rate of reading with and without it). What it does not see:
-copies with every line changed (renamed, reformatted), and copies of held-out documents that are not measured on and live
-in a group that is trained on.
+A text equal to one that is measured on, whatever the space in it, is found by its hash. A near copy is found by its lines.
+Lines of 20 characters and more, without the space around them, that stand in the documents measured on are remembered; those
+that stand in two groups, or three documents, are boilerplate (licence headers, imports) and say nothing. A training document
+is a near copy when at least half of its other long lines are remembered ones, and these are at least three, or at least 200
+characters. Both cost about 12 ms of one core per million characters, where tokenizing takes 250 (`bench/bytes_read.py`
+prints the rate of reading with and without it). What it does not see: copies with every line changed (renamed, reformatted),
+and copies of held-out documents that are not measured on and live in a group that is trained on.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,7 @@ from data_pipelines.documents import Document, Drops, SourcePlan, documents_of_g
 SALT = b"codetune held-out groups, version 1\0"
 LINE_CHARACTERS = 20  # shorter lines occur by chance
 COPIED_LINES = 3
+OPENING_WORDS = 6
 COPIED_CHARACTERS = 200
 SPREAD_GROUPS = 8  # documents to measure on come from at least this many groups, where there are as many
 
@@ -51,17 +53,21 @@ class HeldOut:
     documents: dict[str, tuple[Document, ...]]
     lines: frozenset[str]
     boilerplate: frozenset[str]
+    openings: frozenset[str]  # the first words of the documents, so that few others are hashed
+    texts: frozenset[bytes]  # hashes of the whole documents
     searched: dict[str, int] = field(default_factory=dict)  # documents looked at per source
 
     def excludes(self, group: str) -> bool:
         return is_held_out_group(group, self.fraction)
 
     def is_near_copy(self, text: str) -> bool:
-        """Whether at least half of the distinct long lines that are not boilerplate are held-out lines (see above).
+        """Whether the text is one that is measured on, or half of its distinct telling long lines are (see above).
 
         Example: with the lines "alpha" * 5, "beta" * 6 and "gamma" * 5 held out, a text of these three and one more is.
         """
-        # one pass of the interpreter's own loops: this runs on every training document
+        # the interpreter's own loops: this runs on every training document
+        if _first_words(text) in self.openings and _hash_of_words(text) in self.texts:
+            return True
         lines = set(map(str.strip, text.split("\n")))
         copied = lines & self.lines
         if len(copied) < COPIED_LINES and sum(map(len, copied)) < COPIED_CHARACTERS:
@@ -89,26 +95,45 @@ def long_lines(text: str) -> set[str]:
     return {line for line in map(str.strip, text.split("\n")) if len(line) >= LINE_CHARACTERS}
 
 
+def _first_words(text: str) -> str:
+    return " ".join(text.split(None, OPENING_WORDS)[:OPENING_WORDS])
+
+
+def _hash_of_words(text: str) -> bytes:
+    return hashlib.blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
 def held_out_of(documents: dict[str, tuple[Document, ...]], fraction: float, searched: dict[str, int]) -> HeldOut:
-    """The held-out set of these documents, its lines divided into telling ones and boilerplate."""
+    """The held-out set of these documents, its lines divided into telling ones and boilerplate.
+
+    A document that stands whole in several groups counts once: its lines tell of it, they are no boilerplate.
+    """
+    distinct = {_hash_of_words(document.text): document for found in documents.values() for document in reversed(found)}
     owners: dict[str, list[str]] = defaultdict(list)  # of each line, the group of each document it stands in
-    for found in documents.values():
-        for document in found:
-            for line in long_lines(document.text):
-                owners[line].append(document.group)
+    for document in distinct.values():
+        for line in long_lines(document.text):
+            owners[line].append(document.group)
     telling = frozenset(line for line, groups in owners.items() if len(groups) < 3 and len(set(groups)) == 1)
-    return HeldOut(fraction, documents, telling, frozenset(owners) - telling, searched)
+    openings = frozenset(_first_words(document.text) for document in distinct.values())
+    return HeldOut(fraction, documents, telling, frozenset(owners) - telling, openings, frozenset(distinct), searched)
 
 
 def collect_held_out(plans: Sequence[SourcePlan], settings: HeldOutSettings) -> HeldOut:
     """Find the documents to measure on: for each source the first ones of held-out groups, from several groups.
 
     The search ends once there are enough from enough groups, or `search_documents` were looked at. A source none of
-    whose groups is held out gets an empty tuple: raise `held_out.fraction`, or measure on other sources.
+    whose groups is held out gets an empty tuple, and a line on stderr says so.
     """
     documents, searched = {}, {}
     for plan in plans:
         documents[plan.name], searched[plan.name] = _search(plan, settings)
+        if not documents[plan.name] and settings.documents_per_source:
+            print(
+                f"held out: nothing of data.sources.{plan.name}: none of the {searched[plan.name]} documents looked at is "
+                f"in a held-out group, nothing is measured on it; raise data.held_out.fraction ({settings.fraction:g}) or "
+                f"data.held_out.search_documents ({settings.search_documents})",
+                file=sys.stderr,
+            )
     return held_out_of(documents, settings.fraction, searched)
 
 

@@ -83,15 +83,18 @@ def span_cut(document: Document) -> tuple[int, int] | None:
 
 
 def line_cut(document: Document) -> tuple[int, int] | None:
-    """One line with text in it, drawn at random, without its indentation and its newline; never the first or last one."""
+    """One line with text in it, drawn at random, with its indentation, without its newline; never the first or last one.
+
+    The prefix ends with a newline, as in HumanEval's single-line infilling. Cut behind the indentation it would end inside a
+    token of most vocabularies (a word's own space), which SPM never meets in training (paper, App. E).
+    """
     lines = document.text.split("\n")
     candidates = [number for number in range(1, len(lines) - 1) if lines[number].strip()]
     if not candidates:
         return None
     number = candidates[_words("line", document)[0] % len(candidates)]
     start = sum(len(line) + 1 for line in lines[:number])
-    indent = len(lines[number]) - len(lines[number].lstrip())
-    return start + indent, start + len(lines[number])
+    return start, start + len(lines[number])
 
 
 def _words(purpose: str, document: Document) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codetune.recipe import SourceSettings
-from data_pipelines.readers import RemoteFile, compression_of
+from data_pipelines.readers import RemoteFile, compression_of, is_input_error
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -128,7 +128,7 @@ def _with_clear_errors(key: str, repository: str, ask: Any) -> Any:
     except ValueError as error:  # of `datasets`: no such configuration
         raise ValueError(f"{key}: {repository}: {str(error).splitlines()[0]}") from error
     except Exception as error:
-        if not _is_network(error):
+        if not is_input_error(error):
             raise
         raise ValueError(f"{key}: the Hub cannot be reached for {repository} ({type(error).__name__}: {error})") from error
 
@@ -138,9 +138,3 @@ def _missing(key: str, repository: str) -> str:
         f"{key}: there is no data set {repository} on the Hub, or it is private; check the spelling, or `hf auth login` "
         f"with an account that may read it"
     )
-
-
-def _is_network(error: Exception) -> bool:
-    """Errors of httpx and requests share no class with OSError in every version, so they are known by their package."""
-    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, OSError) or bool(packages & {"httpx", "httpx2", "httpcore", "httpcore2", "requests"})

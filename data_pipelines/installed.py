@@ -39,7 +39,7 @@ from typing import Any
 
 from codetune.artifacts import hash_json, read_json, whole_folder, write_json
 from codetune.recipe import SourceSettings
-from data_pipelines.readers import ReadUnit, RemoteFile, SourceFile, byte_ranges, deal_files, text_of
+from data_pipelines.readers import ReadUnit, RemoteFile, SourceFile, byte_ranges, deal_files, escaped, text_of
 from data_pipelines.source_files import is_generated, language_of, read_source_file, why_left_out
 
 STDLIB = "python-stdlib"
@@ -186,13 +186,14 @@ def _chosen(
         kept = _capped(kept, cap, left_out)
     for place, path in sorted(kept):
         language = "English" if settings.content in ("prose", "articles") else language_of(place) or "unknown"
-        yield SourceFile(str(path), f"{distribution}/{place}", _group(distribution, place), language, path.stat().st_size)
+        own, group = escaped(f"{distribution}/{place}"), escaped(_group(distribution, place))
+        yield SourceFile(str(path), own, group, language, path.stat().st_size)
 
 
 def _capped(entries: list[tuple[str, Path]], cap: int, left_out: Counter[str]) -> list[tuple[str, Path]]:
     """The first `cap` by a hash of their places that are no generated files: thousands of headers of torch are."""
     kept: list[tuple[str, Path]] = []
-    for place, path in sorted(entries, key=lambda entry: hashlib.sha256(entry[0].encode()).digest()):
+    for place, path in sorted(entries, key=lambda entry: hashlib.sha256(escaped(entry[0]).encode()).digest()):
         if len(kept) == cap:
             left_out["over_the_cap"] += 1
         elif is_generated(path):
@@ -276,7 +277,11 @@ def _extract(settings: SourceSettings, listed: dict[str, list[SourceFile]], targ
     for distribution, files in listed.items():
         for file in files:
             for place, group, text in _texts(distribution, file, settings, left_out):
-                document = {"text": text, "id": place, "group": group, "language": file.language}
+                if escaped(text) != text:
+                    left_out["undecodable"] += 1
+                    continue
+                place = escaped(place)
+                document = {"text": text, "id": place, "group": escaped(group), "language": file.language}
                 documents.append((hashlib.sha256(place.encode()).digest(), json.dumps(document, ensure_ascii=False)))
     with target.open("w", encoding="utf-8") as out:
         out.writelines(f"{line}\n" for _, line in sorted(documents))

@@ -38,6 +38,9 @@ def mixed_stream(
 ) -> Iterator[Sample]:
     """Samples without end. `longest` is the length of a row, `room` says how long the next sample may be."""
     taken = [0] * len(streams)
+    # recipes may be off by rounding (three times 0.3333333), but a mixture that adds up to less than one would one day
+    # find every source ahead of its share
+    shares = [share / sum(shares) for share in shares]
     while True:
         source = next_source(taken, shares, longest)
         sample = streams[source].take(room())

@@ -2,10 +2,11 @@
 
 What comes in: samples, none longer than a row. What goes out: rows, each a list of samples in order of arrival.
 
-Best fit (the default): samples are gathered until they hold one row more than a group needs, put into rows by best-fit
-decreasing, and the fullest rows of the group are given out; what is in the rest waits for the next group. A sample that
-fits in a row is never cut. Because groups follow one another from the start, building more rows later leaves the earlier
-ones as they are. Samples still waiting at the very end are counted (`waiting`), less than two rows when documents are short.
+Best fit (the default): samples are gathered until best-fit decreasing puts them into one row more than a group has, and
+the fullest rows are given out; what is in the rest, about one row, waits for the next group. So the rows hold what the
+mixture chose, but for about a row a lane. A sample that fits in a row is never cut. Because groups follow one another from
+the start, building more rows later leaves the earlier ones as they are. Samples still waiting at the very end are counted
+(`waiting`).
 
 Concatenation (Llama's own way): rows are filled to the last token; the sample that reaches the end of a row is cut there
 by its source, which is asked for no more than the room that is left.
@@ -48,23 +49,28 @@ class GroupPacker:
         self.row_tokens = row_tokens
         self.group_rows = group_rows
         self.waiting: list[Sample] = []
+        self._fill = 0.9  # of the last group's rows; the first guess is low, since too many samples cannot be given back
 
     def room(self) -> int:
         return self.row_tokens
 
     def next_group(self, samples: Iterator[Sample]) -> list[list[Sample]]:
         """The next `group_rows` rows."""
-        tokens = sum(len(sample) for sample in self.waiting)
-        while tokens < (self.group_rows + 1) * self.row_tokens:
-            sample = next(samples)
-            self.waiting.append(sample)
-            tokens += len(sample)
         lengths = [len(sample) for sample in self.waiting]
-        packed = pack_best_fit(lengths, self.row_tokens)
+        tokens, packed = sum(lengths), []
+        enough = int(self.group_rows * self.row_tokens * self._fill)
+        while len(packed) <= self.group_rows:
+            while tokens < enough or not lengths:
+                self.waiting.append(next(samples))
+                lengths.append(len(self.waiting[-1]))
+                tokens += lengths[-1]
+            packed = pack_best_fit(lengths, self.row_tokens)
+            enough = tokens + self.row_tokens // 2
         fullness = [sum(lengths[place] for place in row) for row in packed]
         chosen = sorted(sorted(range(len(packed)), key=lambda row: (-fullness[row], row))[: self.group_rows])
         group = [[self.waiting[place] for place in sorted(packed[row])] for row in chosen]
         used = {place for row in chosen for place in packed[row]}
+        self._fill = sum(lengths[place] for place in used) / (self.group_rows * self.row_tokens)
         self.waiting = [sample for place, sample in enumerate(self.waiting) if place not in used]
         return group
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 import codecs
 import contextlib
 import difflib
+import errno
 import io
+import itertools
 import json
 import re
 import uuid
@@ -93,7 +95,7 @@ def list_urls(name: str, settings: SourceSettings) -> list[RemoteFile]:
     """
     import fsspec
 
-    found: dict[str, RemoteFile] = {}
+    found: dict[str, tuple[Any, str, dict[str, Any]]] = {}  # by URL: filesystem, folder of the pattern, facts
     for pattern in (settings.path, *settings.paths):
         if pattern is None:
             continue
@@ -113,8 +115,30 @@ def list_urls(name: str, settings: SourceSettings) -> list[RemoteFile]:
         base = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
         for info in infos:
             url = fs.unstrip_protocol(info["name"])
-            found[url] = RemoteFile(url, info["name"].removeprefix(base).lstrip("/"), info["size"] or 0, _version(info))
-    return [found[url] for url in sorted(found)]
+            found[url] = fs, base, info
+    # names are relative to the folder that all patterns share, or `a/x.jsonl` and `b/x.jsonl` would both be `x.jsonl`
+    one_filesystem = len({type(fs) for fs, _, _ in found.values()}) == 1
+    shared = _shared_folder([base for _, base, _ in found.values()]) if one_filesystem else ""
+    files = []
+    for url, (_, _, info) in sorted(found.items()):
+        name = info["name"].removeprefix(shared).lstrip("/") if one_filesystem else url
+        files.append(RemoteFile(url, escaped(name), info["size"] or 0, _version(info)))
+    return files
+
+
+def _shared_folder(folders: list[str]) -> str:
+    """The folder that all of them are in. Example: /a/b/c and /a/b/d/e give /a/b"""
+    parts = [folder.split("/") for folder in folders]
+    equal = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+    return "/".join(level[0] for level in equal)
+
+
+def escaped(text: str) -> str:
+    r"""A name or id in which half surrogates (a file name that is not UTF-8, a "\ud800" in JSON) are written out.
+
+    Example: "caf\udce9.py" gives a text of ASCII characters, a backslash and "udce9" in it
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -210,14 +234,7 @@ def _plan_parquet(name: str, settings: SourceSettings, files: list[RemoteFile], 
                 footer = pq.ParquetFile(handle)
             except pa.ArrowInvalid as error:
                 raise ValueError(f"data.sources.{name}: {file.url}: not readable as parquet ({error})") from error
-            schema = footer.schema_arrow
-            _check_columns(name, settings, schema.names, file.name)
-            kind = schema.field(settings.text_column).type
-            if not _is_text(kind):
-                raise ValueError(
-                    f"data.sources.{name}.text_column: `{settings.text_column}` of {file.name} holds {kind}, not text; "
-                    f"write one of {', '.join(field.name for field in schema if _is_text(field.type)) or '(none here)'}"
-                )
+            _check_schema(name, settings, footer.schema_arrow, file.name)
             if len(files) >= lanes:
                 return [ReadUnit("parquet", file.url, file.name, file.bytes) for file in files]
             kept = _keep_footer(footer.metadata, footers / f"{number:05}.footer")
@@ -228,6 +245,16 @@ def _plan_parquet(name: str, settings: SourceSettings, files: list[RemoteFile], 
     if not units:
         raise ValueError(f"data.sources.{name}: the source is empty ({len(files)} parquet files without a row)")
     return units
+
+
+def _check_schema(name: str, settings: SourceSettings, schema: Any, where: str) -> None:
+    _check_columns(name, settings, schema.names, where)
+    kind = schema.field(settings.text_column).type
+    if not _is_text(kind):
+        raise ValueError(
+            f"data.sources.{name}.text_column: `{settings.text_column}` of {where} holds {kind}, not text; "
+            f"write one of {', '.join(field.name for field in schema if _is_text(field.type)) or '(none here)'}"
+        )
 
 
 def _keep_footer(footer: Any, path: Path) -> str:
@@ -247,13 +274,14 @@ def _is_text(kind: Any) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _read_parquet(unit: ReadUnit, settings: SourceSettings) -> Iterator[Record]:
+def _read_parquet(unit: ReadUnit, settings: SourceSettings, source: str) -> Iterator[Record]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     columns = columns_of(settings)
     with open_url(unit.url) as handle:
         footer = pq.read_metadata(unit.footer) if unit.footer else pq.ParquetFile(handle).metadata
+        _check_schema(source, settings, footer.schema.to_arrow_schema(), unit.name)  # the plan has seen one file of many
         groups = unit.row_groups or tuple(range(footer.num_row_groups))
         starts = [0]
         for index in range(footer.num_row_groups):
@@ -291,13 +319,13 @@ def _as_bytes(column: Any) -> Any:
 def _record(found: dict[str, Any], place: str) -> Record:
     """A record without its text; `place` is the id where the source has none."""
     identity = found.get("id")
-    own = place if identity is None or identity == "" else str(identity)
+    own = place if identity is None or identity == "" else escaped(str(identity))
     group = found.get("group")
     licenses = found.get("licenses")
     if isinstance(licenses, str):
         licenses = [licenses]
     listed = tuple(str(item) for item in licenses) if isinstance(licenses, list | tuple) else ()
-    return Record(None, own, own if group in (None, "") else str(group), str(found.get("language") or ""), listed)
+    return Record(None, own, own if group in (None, "") else escaped(str(group)), str(found.get("language") or ""), listed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -593,18 +621,40 @@ def _read_stream(unit: ReadUnit, settings: SourceSettings) -> Iterator[Record]:
         yield _record(found, f"{unit.name}:{row}")._replace(text=found["text"])
 
 
-def read_unit(unit: ReadUnit, settings: SourceSettings, wanted: Callable[[str], bool] | None = None) -> Iterator[Record]:
-    """The records of a unit, in order. `wanted` spares opening small files of other groups; they come without a text."""
-    if unit.format == "parquet":
-        return _read_parquet(unit, settings)
-    if unit.format == "jsonl":
-        return _read_lines(unit, settings)
-    if unit.format == "numbered":
-        return _read_numbered(unit, settings)
-    if unit.format == "files":
-        return _read_files(unit, settings, wanted)
-    assert unit.format == "stream", unit.format
-    return _read_stream(unit, settings)
+def read_unit(
+    unit: ReadUnit, settings: SourceSettings, source: str, wanted: Callable[[str], bool] | None = None
+) -> Iterator[Record]:
+    """The records of a unit, in order. `wanted` spares opening small files of other groups; they come without a text.
+
+    Raises:
+        ValueError: the file is not what the plan saw, or cannot be read; it names the source and the file.
+        OSError: this machine's own trouble (no space, no permission), as it is.
+    """
+    import pyarrow as pa
+
+    readers: dict[str, Callable[[], Iterator[Record]]] = {
+        "parquet": lambda: _read_parquet(unit, settings, source),
+        "jsonl": lambda: _read_lines(unit, settings),
+        "numbered": lambda: _read_numbered(unit, settings),
+        "files": lambda: _read_files(unit, settings, wanted),
+        "stream": lambda: _read_stream(unit, settings),
+    }
+    try:
+        yield from readers[unit.format]()
+    except Exception as error:
+        ours = isinstance(error, PermissionError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if ours or not (isinstance(error, pa.ArrowException) or is_input_error(error)):
+            raise
+        raise ValueError(
+            f"data.sources.{source}: {unit.url or 'a file'}: could not be read ({type(error).__name__}: {error}); see that "
+            "it is there, whole and within reach, and run the same command again"
+        ) from error
+
+
+def is_input_error(error: Exception) -> bool:
+    """Errors of httpx, requests and aiohttp share no class with OSError in every version: they are known by package."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, OSError) or bool(packages & {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "aiohttp"})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

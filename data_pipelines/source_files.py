@@ -1,22 +1,24 @@
 """A user's own repositories: which files are source code worth learning from, and which are left out, and why.
 
 What comes in: folders. What goes out: `SourceFile`s with a group (the repository) and a language (by extension), and
-counts of what was left out by its name. Left out by content, when a file is opened, are binary files (a NUL byte near the
+counts of what was left out by its name: git's ignore files count from the repository's own folder down, above the source's
+folder too (not the user's global one). Left out by content, when a file is opened, are binary files (a NUL byte near the
 start, as git has it) and generated ones (a marker near the start).
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from codetune.artifacts import hash_json
 from codetune.recipe import SourceSettings
-from data_pipelines.readers import SourceFile
+from data_pipelines.readers import SourceFile, escaped
 
 _BY_LANGUAGE = {
     "Assembly": ".asm .s",
@@ -175,66 +177,91 @@ def list_folders(name: str, settings: SourceSettings) -> tuple[list[SourceFile],
     Raises:
         ValueError: a folder is missing, or holds no file that is kept.
     """
-    files: list[SourceFile] = []
     left_out: Counter[str] = Counter()
-    roots = [Path(path).expanduser() for path in (settings.path, *settings.paths) if path is not None]
-    for root in roots:
+    given = [Path(path).expanduser() for path in (settings.path, *settings.paths) if path is not None]
+    for root in given:
         if not root.is_dir():
             raise ValueError(f"data.sources.{name}.path: {root} is not a folder; write one that holds source code")
-        groups = _groups_of(root)
+    roots = [root.resolve() for root in given]
+    shared = Path(os.path.commonpath([root.parent for root in roots]))  # ids begin below it, so that no two are equal
+    homes: dict[Path, Path] = {}  # of each file, the folder that is its group
+    for root in roots:
+        home_of = _homes_below(root)
         for relative, reason in _walk(root):
             reason = reason or why_left_out(relative, settings.extensions, settings.languages)
-            if reason is not None:
+            if reason is None:
+                homes.setdefault(root / relative, home_of(root / relative))
+            else:
                 left_out[reason] += 1
-                continue
-            path = root / relative
-            language = language_of(relative) or "unknown"
-            place = f"{root.resolve().name}/{relative}"
-            files.append(SourceFile(str(path), place, groups(relative), language, path.stat().st_size))
-    if not files:
+    if not homes:
         what = f"left out: {dict(left_out)}" if left_out else "there are no files"
-        raise ValueError(f"data.sources.{name}: {', '.join(map(str, roots))}: no source file to read ({what})")
+        raise ValueError(f"data.sources.{name}: {', '.join(map(str, given))}: no source file to read ({what})")
+    if len(set(homes.values())) == 1:
+        homes = _divided(homes)
+    files = []
+    for path, home in homes.items():
+        group = home.relative_to(shared).as_posix() if shared in home.parents else home.name
+        place = escaped(path.relative_to(shared).as_posix())
+        language = language_of(path.name) or "unknown"
+        files.append(SourceFile(str(path), place, escaped(group), language, path.stat().st_size))
     return files, dict(sorted(left_out.items()))
 
 
-def _groups_of(root: Path) -> Any:
-    """A function from a file's place to its group: the repository it lies in.
+def _homes_below(root: Path) -> Callable[[Path], Path]:
+    """A function from a file to the folder that is its group.
 
-    A folder with `.git` inside is a repository. Where the root is none itself and holds several folders, each of these is
-    a group; otherwise all is one group.
+    It is the repository: the nearest folder above the file that holds `.git`, the root's own or one above it included. Where
+    there is none it is the folder in the root that the file lies in, if the root has several, or else the root.
     """
-    own = root.resolve().name
-    inside = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    one = (root / ".git").exists() or len(inside) < 2
+    several = sum(path.is_dir() and not path.name.startswith(".") for path in root.iterdir()) > 1
+    repository_of = functools.cache(_repository_of)
 
-    def group(relative: str) -> str:
-        first, separator, _ = relative.partition("/")
-        return own if one or not separator else f"{own}/{first}"
+    def home(path: Path) -> Path:
+        inside = path.relative_to(root).parts
+        return repository_of(path.parent) or (root / inside[0] if several and len(inside) > 1 else root)
 
-    return group
+    return home
+
+
+def _repository_of(folder: Path) -> Path | None:
+    return next((above for above in (folder, *folder.parents) if (above / ".git").exists()), None)
+
+
+def _divided(homes: dict[Path, Path]) -> dict[Path, Path]:
+    """One repository in parts, so that some can be held out: the outermost folders that hold files, below all files' own.
+
+    Example: r/src/p/a.py, r/src/p/q/b.py, r/tests/c.py, r/setup.py -> r/src/p, r/src/p, r/tests, r
+    """
+    top = Path(os.path.commonpath([path.parent for path in homes]))
+    holding = {path.parent for path in homes}
+    parts = {}
+    for path in homes:
+        inside = [folder for folder in path.parents if top in folder.parents and folder in holding]
+        parts[path] = inside[-1] if inside else top
+    return parts
 
 
 def _walk(root: Path) -> Iterator[tuple[str, str | None]]:
     """Every file below `root` in a fixed order, relative, with a reason where it is left out by its place."""
-    import pathspec
-
-    specs: dict[str, Any] = {}
+    top = _repository_of(root) or root
+    above = "" if top == root else f"{root.relative_to(top).as_posix()}/"
+    specs: dict[str, Any] = {}  # by folder, relative to the top: what git ignores in it
+    repositories = {""}
+    for folder in [other for other in root.parents if other == top or top in other.parents]:
+        _add_ignore_files(folder, "" if folder == top else f"{folder.relative_to(top).as_posix()}/", specs)
     for folder, folders, names in os.walk(root):
         relative = Path(folder).relative_to(root).as_posix()
         prefix = "" if relative == "." else f"{relative}/"
-        for source in (Path(folder) / ".git" / "info" / "exclude", Path(folder) / ".gitignore"):
-            if source.is_file():
-                lines = source.read_text(encoding="utf-8", errors="replace").splitlines()
-                before = specs.get(prefix)
-                spec = pathspec.GitIgnoreSpec.from_lines(lines)
-                specs[prefix] = spec if before is None else before + spec
+        _add_ignore_files(Path(folder), above + prefix, specs)
+        if (Path(folder) / ".git").exists():
+            repositories.add(above + prefix)
         for name in sorted(folders):
             if name in DEPENDENCY_FOLDERS or (Path(folder) / name / "pyvenv.cfg").exists():
                 folders.remove(name)
             elif os.path.islink(os.path.join(folder, name)):
                 folders.remove(name)
                 yield prefix + name, "symbolic_link"
-            elif _ignored(f"{prefix}{name}/", specs):
+            elif _ignored(f"{above}{prefix}{name}/", specs, repositories):
                 folders.remove(name)
                 yield prefix + name, "git_ignored_folder"
         folders.sort()
@@ -242,7 +269,7 @@ def _walk(root: Path) -> Iterator[tuple[str, str | None]]:
             place = prefix + name
             if os.path.islink(os.path.join(folder, name)):
                 yield place, "symbolic_link"
-            elif _ignored(place, specs):
+            elif _ignored(above + place, specs, repositories):
                 yield place, "git_ignored"
             elif name in (".gitignore", ".gitattributes", ".gitmodules"):
                 yield place, "no_known_language"
@@ -250,8 +277,17 @@ def _walk(root: Path) -> Iterator[tuple[str, str | None]]:
                 yield place, None
 
 
-def _ignored(place: str, specs: dict[str, Any]) -> bool:
-    """As git decides: the innermost .gitignore that says something about the file wins."""
+def _add_ignore_files(folder: Path, prefix: str, specs: dict[str, Any]) -> None:
+    import pathspec
+
+    for source in (folder / ".git" / "info" / "exclude", folder / ".gitignore"):
+        if source.is_file():
+            spec = pathspec.GitIgnoreSpec.from_lines(source.read_text(encoding="utf-8", errors="replace").splitlines())
+            specs[prefix] = specs[prefix] + spec if prefix in specs else spec
+
+
+def _ignored(place: str, specs: dict[str, Any], repositories: set[str]) -> bool:
+    """As git decides: the innermost .gitignore of the repository that says something about the file wins."""
     folder = place.rstrip("/").rpartition("/")[0]
     while True:
         prefix = f"{folder}/" if folder else ""
@@ -259,6 +295,6 @@ def _ignored(place: str, specs: dict[str, Any]) -> bool:
             verdict = specs[prefix].check_file(place.removeprefix(prefix)).include
             if verdict is not None:
                 return verdict
-        if not folder:
+        if prefix in repositories:
             return False
         folder = folder.rpartition("/")[0]

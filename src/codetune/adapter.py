@@ -6,6 +6,8 @@ upgrade breaks something, it breaks here and `tests/codetune/test_adapter.py` sa
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +19,7 @@ from codetune.steps import Steps
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+EXTRAS = ("tensorboard", "wandb")  # reporters that setup.cfg has an extra for
 EXPORT_SHARD_SIZE = "5GB"  # the library's default of 50 GB makes files that few readers like
 
 
@@ -65,6 +68,59 @@ def training_arguments(recipe: Recipe, steps: Steps, bf16: bool) -> TrainingArgu
         ddp_find_unused_parameters=False,
         push_to_hub=False,
     )
+
+
+def check_reporters(names: Sequence[str]) -> None:
+    """Whether what `training.report_to` names is installed; the library looks only after the model is loaded.
+
+    Raises:
+        ValueError: unknown, or not installed.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise ValueError(f"`training.report_to` names {name!r}, which is no reporter; write some of {known}, or []")
+        if name not in installed:
+            command = f"pip install -e '.[{name}]'" if name in EXTRAS else f"pip install {name}"
+            raise ValueError(
+                f"`training.report_to` names {name}, which is not installed; install it ({command}) or take it out"
+            )
+
+
+def check_arguments(arguments: TrainingArguments, world_size: int, bf16: bool) -> None:
+    """Whether the launcher's settings, which the library reads from the environment, leave the run what the recipe says.
+
+    Raises:
+        ValueError: other ranks, other arithmetic, or several GPUs without a launcher.
+    """
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"{arguments.n_gpu} GPUs are seen and no launcher shares the work out; start with "
+            "ACCELERATE=recipes/accelerate/ddp.yaml, or set CUDA_VISIBLE_DEVICES=0 to use one"
+        )
+    if arguments.world_size != world_size:
+        raise ValueError(
+            f"{world_size} ranks were started, but Accelerate sees {arguments.world_size}: each would train "
+            "alone. Launch with a configuration out of recipes/accelerate"
+        )
+    wanted = "bf16" if bf16 else "no"
+    if arguments.mixed_precision != wanted:
+        raise ValueError(
+            f"the launcher says mixed_precision {arguments.mixed_precision!r}, but by `model.precision` the run computes in "
+            f"{'bf16' if bf16 else 'fp32'}; write mixed_precision: 'no' into the launcher's file and let the recipe decide"
+        )
+
+
+def settle_deepspeed() -> None:
+    """Tell DeepSpeed that there is no GPU, where there is none: on import it would look for one and warn on stderr.
+
+    Every command calls it first; libraries import DeepSpeed where it is installed, whether or not it is used.
+    """
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def add_fused_head(model: Any) -> None:

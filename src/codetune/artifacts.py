@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -141,6 +142,35 @@ def software_versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, what: str) -> Iterator[None]:
+    """Keep `folder` to this process while the block runs; the system lets go of it however the process ends.
+
+    Raises:
+        ValueError: another process has it, or it cannot be written to; `what` is what we wanted to do there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot be written to ({error}); change its permissions, or `runs` in the recipe"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode().strip() or "unknown"
+            raise ValueError(
+                f"{what}: another session (process {holder}) is working in {folder}; wait for it, or stop it"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)  # subtle: the file stays; who deleted it could take it from under a third process
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,10 +17,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from codetune.model import check_isolation
 from codetune.trainer import SafeTraining, Session
+
+
+class IsolationCheck(TrainerCallback):
+    """Refuses at the start a model whose packed documents see each other: the prepared one, where and how it is trained."""
+
+    def __init__(self, trainer: SafeTraining, batch: dict[str, torch.Tensor], bf16: bool) -> None:
+        self.trainer, self.batch, self.bf16 = trainer, batch, bf16
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        check_isolation(self.trainer.model_wrapped, self.batch, self.bf16)
 
 
 class RunControl(TrainerCallback):

@@ -4,8 +4,9 @@ What comes in: rows on disk and a seed. What goes out: dicts of tensors, the onl
 B rows, T tokens (`sequence_tokens`), K = sources x layouts.
 
     input_ids_BT     the row, padded at the end
-    labels_BT        -100 on padding, at the first token of a document (nothing before it foretells it), outside the loss
-                     mask, and on rows that the recipe skips
+    labels_BT        -100 on padding, at the first token of what is attended to (nothing before it foretells it: of every
+                     document where they are isolated, else of the row), outside the loss mask, and on rows that the
+                     recipe skips
     position_ids_BT  starts again at every document where documents are isolated, the padding being one more; else 0 to T - 1
 
 There is no attention mask, on purpose: transformers isolates documents by positions that start again only where there is
@@ -105,7 +106,7 @@ class RowCollator:
         if row["row_number"] not in self.skip_rows:
             learnt_T = expand_runs(row["loss_runs"], length)
             labels_T[:length] = np.where(learnt_T, input_ids_T[:length], -100)
-            labels_T[starts] = -100
+            labels_T[starts if self.isolate_documents else 0] = -100
         position_ids_T = np.arange(total)
         if self.isolate_documents:
             position_ids_T = position_ids_T - np.repeat(starts, lengths)

@@ -189,36 +189,45 @@ def copy_tokenizer(source: str, target: Path) -> None:
 def check_isolation(model: Any, batch: dict[str, torch.Tensor], bf16: bool) -> float:
     """Largest difference between logits of packed documents and of each document alone, over a micro-batch of rows.
 
-    The batch keeps its number of rows: flash attention isolates a single row only, and says nothing about more.
+    The model may be wrapped (DDP, FSDP, ZeRO): every rank gives the same batch, so all make the same forward passes, under
+    the autocast that is in the prepared model. The batch keeps its number of rows: flash attention isolates a single row
+    only, and says nothing about more.
 
     Raises:
         ValueError: documents see each other under the attention in use.
     """
     device = next(model.parameters()).device
     input_ids_BT, position_ids_BT = batch["input_ids"].to(device), batch["position_ids"].to(device)
+    documents = [
+        (row, start, end)
+        for row, position_ids_T in enumerate(position_ids_BT)
+        for start, end in _document_spans(position_ids_T)[:ISOLATION_DOCUMENTS]
+    ]
+    kept = sorted({place for _, start, end in documents for place in range(start, min(end, start + ISOLATION_POSITIONS))})
     was_training = model.training
     model.eval()
-    largest, scale = 0.0, 1.0
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16 and device.type == "cuda"):
-        for row in range(input_ids_BT.shape[0]):
-            for start, end in _document_spans(position_ids_BT[row])[:ISOLATION_DOCUMENTS]:
-                keep = torch.arange(start, min(end, start + ISOLATION_POSITIONS), device=device)
-                packed = adapter.selected_logits(model, input_ids_BT, position_ids_BT, keep)[row].float()
-                alone = adapter.selected_logits(
-                    model, input_ids_BT[row : row + 1, start:end], position_ids_BT[row : row + 1, start:end], keep - start
-                )[0].float()
-                largest = max(largest, (packed - alone).abs().max().item())
-                scale = max(scale, alone.abs().max().item())
+    packed_BKV = adapter.selected_logits(model, input_ids_BT, position_ids_BT, torch.tensor(kept, device=device)).float()
+    differences, scale = [torch.zeros((), device=device)], 1.0
+    for row, start, end in documents:
+        count, first = min(end - start, ISOLATION_POSITIONS), kept.index(start)
+        alone_KV = adapter.selected_logits(
+            model,
+            input_ids_BT[row : row + 1, start:end],
+            position_ids_BT[row : row + 1, start:end],
+            torch.arange(count, device=device),
+        )[0].float()
+        differences.append((packed_BKV[row, first : first + count] - alone_KV).abs().max())
+        scale = max(scale, alone_KV.abs().max().item())
     model.train(was_training)
-    exact = next(model.parameters()).dtype == torch.float32 and not (bf16 and device.type == "cuda")
+    largest = torch.stack(differences).max().item()  # nan if any is
+    exact = next(model.parameters()).dtype == torch.float32 and not bf16
     bound = scale * (1e-4 if exact else 5e-2)
     if not largest <= bound:
-        attention = model.config._attn_implementation
+        attention = getattr(model, "module", model).config._attn_implementation
         raise ValueError(
             f"packed documents see each other: their logits differ by {largest:.2g} from each document alone (bound "
-            f"{bound:.2g}) "
-            f"with `model.attention` {attention} and {input_ids_BT.shape[0]} row(s) at once; write `model.attention: sdpa`, "
-            "or `training.micro_batch_rows: 1` for flash attention"
+            f"{bound:.2g}) with `model.attention` {attention} and {input_ids_BT.shape[0]} row(s) at once; write "
+            "`model.attention: sdpa`, or `training.micro_batch_rows: 1` for flash attention"
         )
     return largest
 

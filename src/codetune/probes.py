@@ -327,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=100, help="infilling prompts per layout (100); 0 for none")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens generated per prompt at most (64)")
     options = parser.parse_args(arguments)
+    adapter.settle_deepspeed()
     try:
         measure_checkpoint(options.checkpoint, options.rows, options.prompts, options.new_tokens)
     except ValueError as error:

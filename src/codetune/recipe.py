@@ -25,13 +25,23 @@ import yaml
 STAGES = ("base", "stage1", "python", "lcft", "instruct")
 SOURCE_KINDS = ("hub", "parquet", "jsonl", "folder", "installed", "generated")
 
+# Keys of the data section that change no byte of the rows: notes, names of groups in reports, where lanes run.
+DECIDE_NO_ROW = ("license_note", "access_note", "group", "executor", "allow_unpinned")
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sections. `metadata` carries the range that the loader checks; the comment carries the unit and the meaning.
 
 
-def _number(default: Any = dataclasses.MISSING, *, low: float | None = None, high: float | None = None) -> Any:
-    """A numeric field with an inclusive range."""
-    metadata = {"low": low, "high": high}
+def _number(
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A numeric field with a range: `low` and `high` belong to it, `above` and `below` do not."""
+    metadata = {"low": low, "high": high, "above": above, "below": below}
     return field(default=default, metadata=metadata) if default is not dataclasses.MISSING else field(metadata=metadata)
 
 
@@ -58,15 +68,27 @@ class SourceSettings:
     distributions: tuple[str, ...] = ()  # installed: names on PyPI, or `python-stdlib`
     content: Literal["files", "prose", "docstrings", "articles"] = "files"  # installed: what is read from them
     extensions: tuple[str, ...] = ()  # folder, installed: file name endings kept; empty keeps every known language
-    families: tuple[str, ...] = ()  # generated: template families kept; empty keeps all training families
     max_files_per_distribution: int | None = _number(None, low=1)  # a cap, by hash of the file's path
     max_document_bytes: int = _number(8 * 2**20, low=1)  # longer ones are dropped and counted
     segment_characters: int | None = _number(None, low=64)  # cut files at blank lines into documents of about this size
     repeat: bool = True  # read again, with new infilling cuts, once exhausted; off: running dry is an error
-    max_passes: float | None = _number(None, low=0.0)  # refuse a plan that would read the source more often
+    max_passes: int | None = _number(None, low=1)  # the build stops with an error where one more pass would begin
     fim_rate: float | None = _number(None, low=0.0, high=1.0)  # none: the stage's
     license_note: str | None = None  # the licence of the data set, for the model card
     access_note: str | None = None  # what must be accepted or asked for before it can be read
+
+
+_ANY_KIND = ("kind", "share", "group", "max_document_bytes", "segment_characters", "repeat", "max_passes", "fim_rate")
+_ANY_KIND += ("license_note", "access_note")
+_TABLE = ("path", "text_column", "id_column", "group_column", "language_column", "license_column", "languages", "licenses")
+SOURCE_KEYS = {  # the keys that count, by kind; any other would be read and do nothing
+    "hub": (*_ANY_KIND, *_TABLE, "revision", "config", "data_dir", "split"),
+    "parquet": (*_ANY_KIND, *_TABLE, "paths"),
+    "jsonl": (*_ANY_KIND, *_TABLE, "paths"),
+    "folder": (*_ANY_KIND, "path", "paths", "extensions", "languages"),
+    "installed": (*_ANY_KIND, "distributions", "content", "extensions", "languages", "max_files_per_distribution"),
+    "generated": _ANY_KIND,
+}
 
 
 @dataclass(frozen=True)
@@ -146,9 +168,9 @@ class BaseSettings:
 class OptimizerSettings:
     """AdamW and its schedule (paper Sec. 2.6)."""
 
-    learning_rate: float = _number(low=0.0)  # peak
-    beta1: float = _number(0.9, low=0.0, high=1.0)
-    beta2: float = _number(0.95, low=0.0, high=1.0)
+    learning_rate: float = _number(above=0.0)  # peak
+    beta1: float = _number(0.9, low=0.0, below=1.0)
+    beta2: float = _number(0.95, low=0.0, below=1.0)
     epsilon: float = _number(1e-5, low=0.0)
     weight_decay: float = _number(0.1, low=0.0)
     max_gradient_norm: float = _number(1.0, low=0.0)
@@ -275,6 +297,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply_override(tree, override)
         where = f"{path} with overrides"
+        _refuse_null_sources(tree, (), where)
     recipe = _build(Recipe, tree, where, key="")
     for problem in _contradictions(recipe):
         raise ValueError(f"{where}: {problem}")
@@ -303,10 +326,14 @@ def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ValueError(f"{path}: a recipe is a mapping of sections, found {_kind(tree)}")
     parent = tree.pop("extends", None)
     if parent is None:
+        _refuse_null_sources(tree, (), str(path))
         return tree
     if not isinstance(parent, str):
         raise ValueError(f"{path}: `extends` names one file, relative to this one; found {parent!r}")
-    return _merge(_read_with_parents(path.parent / parent, (*seen, resolved)), tree)
+    inherited = _read_with_parents(path.parent / parent, (*seen, resolved))
+    merged = _merge(inherited, tree)
+    _refuse_null_sources(merged, tuple(_sources_of(inherited)), str(path))
+    return merged
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -321,17 +348,40 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _merge(lower: dict[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """`upper` over `lower`, key by key and section by section. `sources: {name: null}` takes an inherited source away."""
+def _merge(lower: dict[str, Any], upper: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """`upper` over `lower`, key by key and section by section.
+
+    Under `sources`, `name: null` takes an inherited source away, and an entry of another `kind` replaces the inherited one:
+    what a data set on the Hub needs means nothing to a folder.
+
+    Example: `{sources: {a: {kind: hub, path: x/y}}}` under `{sources: {a: {kind: folder, path: z}}}` gives the latter
+    """
     merged = dict(lower)
     for key, value in upper.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value)
-        elif value is None and isinstance(merged.get(key), Mapping):
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            replaces = section == "sources" and value.get("kind", below.get("kind")) != below.get("kind")
+            merged[key] = value if replaces else _merge(dict(below), value, key)
+        elif value is None and isinstance(below, Mapping):
             del merged[key]
         else:
             merged[key] = value
     return merged
+
+
+def _sources_of(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    data = tree.get("data")
+    sources = data.get("sources") if isinstance(data, Mapping) else None
+    return sources if isinstance(sources, Mapping) else {}
+
+
+def _refuse_null_sources(tree: Mapping[str, Any], inherited: Sequence[str], where: str) -> None:
+    """A null that is left once files are laid over each other has taken nothing away."""
+    sources = _sources_of(tree)
+    for name in (str(name) for name, value in sources.items() if value is None):
+        known = inherited or [str(other) for other, value in sources.items() if value is not None]
+        hint = did_you_mean_hint(name, known) if known else ""
+        raise ValueError(f"{where}: `data.sources.{name}` is null, but there is no inherited source of this name{hint}")
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -351,7 +401,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     for section in sections:
         node[section] = dict(node[section]) if isinstance(node.get(section), Mapping) else {}
         node = node[section]
-    node[last] = value
+    if value is None and sections == ["data", "sources"] and isinstance(node.get(last), Mapping):
+        del node[last]  # takes the source away, as in a file
+    else:
+        node[last] = value
 
 
 def _build(cls: type, tree: Any, where: str, key: str) -> Any:
@@ -424,13 +477,16 @@ def _yaml_number(text: str) -> str:
 
 
 def _check_range(item: dataclasses.Field[Any], value: Any, where: str, key: str) -> None:
-    low, high = item.metadata.get("low"), item.metadata.get("high")
     if value is None or isinstance(value, str):
         return
-    # written so that nan, which compares false with everything, is refused too
-    if low is not None and not value >= low or high is not None and not value <= high or value == float("inf"):
-        span = f"at least {low:g}" if high is None else f"from {low if low is not None else 0:g} to {high:g}"
-        raise ValueError(f"{where}: `{key}` is {value!r}; write a number {span}")
+    low, high, above, below = (item.metadata.get(name) for name in ("low", "high", "above", "below"))
+    # written so that nan, which compares false with everything, is inside of no range
+    inside = (low is None or value >= low) and (high is None or value <= high)
+    inside = inside and (above is None or value > above) and (below is None or value < below)
+    if not inside or value == float("inf"):
+        first = f"above {above:g}" if above is not None else f"at least {low if low is not None else 0:g}"
+        last = f" and below {below:g}" if below is not None else "" if high is None else f" and at most {high:g}"
+        raise ValueError(f"{where}: `{key}` is {value!r}; write a number {first}{last}")
 
 
 def did_you_mean_hint(word: str, known: Any) -> str:
@@ -455,7 +511,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
     if recipe.training is not None:
         problems += _training_contradictions(recipe, recipe.training)
     if recipe.base is not None:
-        problems += _base_contradictions(recipe.base)
+        problems += _base_contradictions(recipe.base, recipe.data)
     if recipe.training is not None and recipe.data is None:
         problems.append("`training` without `data`: say what to train on")
     return problems
@@ -471,7 +527,11 @@ def _data_contradictions(data: DataSettings) -> list[str]:
         problems.append(f"the shares of `data.sources` add up to {total:g}, not 1 ({shares})")
     for name, source in data.sources.items():
         key = f"data.sources.{name}"
-        if source.kind in ("hub", "parquet", "jsonl", "folder") and not source.path:
+        if (
+            "path" in SOURCE_KEYS[source.kind]
+            and not source.path
+            and not ("paths" in SOURCE_KEYS[source.kind] and source.paths)
+        ):
             problems.append(f"`{key}.path` is missing; a source of kind {source.kind} needs it")
         if source.kind == "hub" and not source.revision:
             problems.append(f"`{key}.revision` is missing; write a commit hash, or `unpinned` (make pin resolves it)")
@@ -480,13 +540,33 @@ def _data_contradictions(data: DataSettings) -> list[str]:
         if source.share == 0.0:
             problems.append(f"`{key}.share` is 0; take the source away (`{name}: null`) or give it a share")
         if source.max_passes is not None and not source.repeat and source.max_passes > 1:
-            problems.append(f"`{key}.max_passes` is {source.max_passes:g} but `{key}.repeat` is off; switch one of them")
+            problems.append(f"`{key}.max_passes` is {source.max_passes} but `{key}.repeat` is off; switch one of them")
+        problems += _idle_keys(key, source)
     if not data.packing.isolate_documents and data.packing.strategy == "best_fit":
         problems.append(
             "`data.packing.isolate_documents` is off but `data.packing.strategy` is best_fit; full attention across "
             "documents goes with concatenate"
         )
     return problems
+
+
+def _idle_keys(key: str, source: SourceSettings) -> list[str]:
+    """Settings of a source that differ from their defaults and that nothing would look at."""
+    counting = set(SOURCE_KEYS[source.kind])
+    what = f"a source of kind {source.kind}"
+    if source.kind == "installed" and source.content != "files":
+        counting -= {"extensions", "languages"}
+        what += f" with `content: {source.content}`"
+    idle = [
+        item.name
+        for item in dataclasses.fields(source)
+        if item.name not in counting and getattr(source, item.name) != item.default
+    ]
+    return [
+        f"`{key}.{name}` does nothing for {what}; take it away (an entry that names another `kind` than the inherited one "
+        f"starts anew)"
+        for name in idle
+    ]
 
 
 def _training_contradictions(recipe: Recipe, training: TrainingSettings) -> list[str]:
@@ -513,7 +593,7 @@ def _training_contradictions(recipe: Recipe, training: TrainingSettings) -> list
     return problems
 
 
-def _base_contradictions(base: BaseSettings) -> list[str]:
+def _base_contradictions(base: BaseSettings, data: DataSettings | None) -> list[str]:
     problems = []
     shape = ("vocabulary_size", "hidden_size", "layers", "heads", "intermediate_size", "context_tokens")
     missing = [name for name in shape if getattr(base, name) is None]
@@ -524,4 +604,10 @@ def _base_contradictions(base: BaseSettings) -> list[str]:
         problems.append(f"`base.{given}` belongs to `base.origin: scratch`; a {base.origin} base has its own shape")
     if base.origin != "scratch" and not base.path:
         problems.append(f"`base.path` is missing; a {base.origin} base needs it")
+    context = base.context_tokens
+    if base.origin == "scratch" and context is not None and data is not None and data.sequence_tokens > context:
+        problems.append(
+            f"`data.sequence_tokens` ({data.sequence_tokens}) is more than `base.context_tokens` ({context}); write rows "
+            f"of at most {context} tokens, or a base with more context"
+        )
     return problems

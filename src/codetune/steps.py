@@ -40,7 +40,7 @@ def derive_steps(recipe: Recipe, world_size: int) -> Steps:
     Example: train_tokens 8192, batch_tokens 2048, rows of 256, micro-batch 2, 2 ranks: 4 steps of 8 rows, accumulation 2
 
     Raises:
-        ValueError: the global batch does not divide by ranks times micro-batch.
+        ValueError: the global batch does not divide by ranks times micro-batch, or the warm-up takes the whole run.
     """
     training, data = recipe.need_training(), recipe.need_data()
     batch_rows = training.batch_tokens // data.sequence_tokens
@@ -59,9 +59,17 @@ def derive_steps(recipe: Recipe, world_size: int) -> Steps:
             f"batch; write one of {fitting}"
         )
     total = training.train_tokens // training.batch_tokens
+    warmup_tokens = recipe.need_optimizer().warmup_tokens
+    warmup = math.ceil(warmup_tokens / training.batch_tokens)
+    if warmup >= total:
+        raise ValueError(
+            f"`optimizer.warmup_tokens` {warmup_tokens} is {warmup} step(s) of {training.batch_tokens} tokens, and "
+            f"`training.train_tokens` {training.train_tokens} is {total}: nothing is left after the warm-up; write at most "
+            f"{max(total - 1, 0) * training.batch_tokens} for the warm-up"
+        )
     return Steps(
         total=total,
-        warmup=math.ceil(recipe.need_optimizer().warmup_tokens / training.batch_tokens),
+        warmup=warmup,
         batch_rows=batch_rows,
         micro_batch_rows=micro,
         accumulation=batch_rows // world_size // micro,

@@ -70,6 +70,7 @@ class Codec:
     ) -> None:
         self._bare = _bare_tokenizer(tree)
         self.leading_space = _adds_leading_space(tree)
+        self._rewrites = self._bare.normalizer if _rewrites_text(tree.get("normalizer")) else None
         self._marks_spaces = SPACE_MARK in json.dumps(
             [tree.get("normalizer"), tree.get("pre_tokenizer")], ensure_ascii=False
         )
@@ -140,8 +141,15 @@ class Codec:
         return bool(self._is_control[np.asarray(ids, dtype=np.int64)].any())
 
     def represents(self, text: str) -> bool:
-        """Whether the text comes back as it was: SentencePiece families write a space as U+2581 and mix the two up."""
-        return not (self._marks_spaces and SPACE_MARK in text)
+        """Whether the text comes back as it was.
+
+        SentencePiece families write a space as U+2581 and mix the two up; others (Qwen) compose accents first.
+        """
+        if self._marks_spaces and SPACE_MARK in text:
+            return False
+        if self._rewrites is None or text.isascii():
+            return True
+        return self._rewrites.normalize_str(text) in (text, text.replace(" ", SPACE_MARK))
 
     # -- layouts --------------------------------------------------------------------------------------------------------
 
@@ -255,7 +263,7 @@ def open_codec(source: str | Path | Any, revision: str | None = None) -> Codec:
 
 
 def _codec_of_folder(folder: Path) -> Codec:
-    """A folder's own tokenizer.json is the truth: some tokenizer classes rebuild their pipeline and ignore it (facts 10.5).
+    """A folder's own tokenizer.json is the truth: some tokenizer classes rebuild their pipeline and ignore it.
 
     Read without transformers, which spares every lane of a build the seconds of its import.
     """
@@ -331,6 +339,14 @@ def _without_leading_space(part: dict[str, Any] | None) -> dict[str, Any] | None
     if part["type"] == "ByteLevel":
         return {**part, "add_prefix_space": False}
     return part
+
+
+def _rewrites_text(normalizer: dict[str, Any] | None) -> bool:
+    """Whether the normalizer does more than write spaces in its own way."""
+    if normalizer is None:
+        return False
+    steps = normalizer.get("normalizers", [normalizer])
+    return any(step["type"] not in ("Prepend", "Replace") for step in steps)
 
 
 def _adds_leading_space(tree: dict[str, Any]) -> bool:

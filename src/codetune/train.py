@@ -14,6 +14,7 @@ stopped (same number of ranks and threads). Weight decay is on matrices, embeddi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -24,11 +25,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from codetune import adapter, probes
@@ -37,8 +39,10 @@ from codetune.artifacts import (
     MANIFEST,
     HeldOutSample,
     Rows,
+    exclusive,
     fail,
     hash_json,
+    model_hash,
     newest_valid_checkpoint,
     open_rows,
     read_held_out,
@@ -49,11 +53,10 @@ from codetune.artifacts import (
     why_invalid,
     write_json,
 )
-from codetune.callbacks import MetricsFile, ProgressBar, RunControl, keep_lines_up_to, stop_on_signals
+from codetune.callbacks import IsolationCheck, MetricsFile, ProgressBar, RunControl, keep_lines_up_to, stop_on_signals
 from codetune.collate import RowCollator, RowDataset
 from codetune.model import (
     Parent,
-    check_isolation,
     check_parent,
     copy_tokenizer,
     load_model,
@@ -62,10 +65,12 @@ from codetune.model import (
     training_flops_per_token,
     use_bf16,
 )
-from codetune.recipe import Recipe, load_recipe
+from codetune.recipe import DECIDE_NO_ROW, Recipe, load_recipe
 from codetune.steps import Steps, derive_steps
-from codetune.tokens import open_codec
 from codetune.trainer import Ledger, RowTrainer, Session, remove_leftovers
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +80,6 @@ FREE_TO_CHANGE = (
     "runs",
     "embedded",
     "probes",
-    "data.executor",
-    "data.allow_unpinned",
     "model.attention",
     "model.activation_checkpointing",
     "model.loss_head",
@@ -104,12 +107,21 @@ def train(recipe: Recipe) -> Path:
     """Train as the recipe says, and return the folder of the finished model.
 
     Raises:
-        ValueError: rows, parent, output folder and recipe do not fit together; the message says which and what to do.
+        ValueError: rows, parent, output folder, launcher and recipe do not fit together; the message says which and what
+            to do.
         Interrupted: asked to stop by a signal; a checkpoint was saved.
     """
-    if is_finished(recipe):
-        say(f"{recipe.model_dir} is there already, made with this recipe; remove it to train again")
-        return recipe.model_dir
+    with exclusive(recipe.run_dir, "training") if is_main_process() else contextlib.nullcontext():
+        if is_main_process():
+            remove_leftovers(recipe.run_dir, recipe.model_dir.name)
+        if is_finished(recipe):
+            say(f"{recipe.model_dir} is there already, made with this recipe; remove it to train again")
+            return recipe.model_dir
+        return run(recipe)
+
+
+def run(recipe: Recipe) -> Path:
+    """Train from the newest whole checkpoint, or from the parent, to the end."""
     rows = open_rows(recipe.rows_dir)
     check_rows(recipe, rows)
     parent = open_parent(recipe)
@@ -117,18 +129,22 @@ def train(recipe: Recipe) -> Path:
     steps = derive_steps(recipe, world_size())
     claim_output_folder(recipe)
     checkpoint = find_checkpoint(recipe)
+    if checkpoint is not None:
+        manifest = read_json(checkpoint / MANIFEST)
+        refuse_other_inputs(recipe, checkpoint, manifest["parent"], parent.describe(), manifest["rows"], rows.manifest)
+
+    # before the model is loaded: they tell the library how its weights are to be shared out
+    bf16 = use_bf16(recipe)
+    adapter.check_reporters(recipe.need_training().report_to)
+    arguments = adapter.training_arguments(recipe, steps, bf16)
+    adapter.check_arguments(arguments, steps.world_size, bf16)
 
     dataset = RowDataset(rows, recipe.seed, steps.rows)
     collator = make_collator(recipe, rows, parent)
     samples = read_held_out(rows.path / HELD_OUT)
-    bf16 = use_bf16(recipe)
     model = load_model(recipe, parent)
-    if collator.isolate_documents:
-        check_isolation(model, collator([dataset[place] for place in range(min(2, steps.micro_batch_rows))]), bf16)
-        dataset.rows_read = 0
-
-    trainer = make_trainer(recipe, steps, rows, parent, model, dataset, collator, samples, bf16)
-    restore_session(recipe, trainer.session, rows, checkpoint)
+    trainer = make_trainer(recipe, steps, rows, parent, model, arguments, dataset, collator, samples)
+    restore_session(recipe, trainer.session, checkpoint)
     with stop_on_signals(trainer.session) as signals:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.session.stop_agreed and trainer.state.global_step < steps.total:
@@ -147,7 +163,7 @@ def check_rows(recipe: Recipe, rows: Rows) -> None:
     """Whether the rows are those of the recipe.
 
     Raises:
-        ValueError: they were built from other settings; the message names the differing ones.
+        ValueError: they were built from other settings, which the message names, or rows to skip are not there.
     """
     built, wanted = rows.manifest["recipe"], recipe.to_dict()
     differences = differing(
@@ -158,6 +174,12 @@ def check_rows(recipe: Recipe, rows: Rows) -> None:
             f"{rows.path} was built from other settings: "
             f"{describe_differences(differences, 'in the rows', 'in the recipe')}. Build them "
             "again with `make data`, or put the recipe back"
+        )
+    missing = [number for number in recipe.need_training().skip_rows if not 0 <= number < len(rows)]
+    if missing:
+        raise ValueError(
+            f"`training.skip_rows` names {', '.join(map(str, missing[:4]))}, but the rows in {rows.path} are numbered 0 to "
+            f"{len(rows) - 1}; take it out"
         )
 
 
@@ -171,7 +193,7 @@ def claim_output_folder(recipe: Recipe) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if is_main_process():
-            remove_leftovers(folder)
+            remove_leftovers(folder, "checkpoint")
         known = folder / "recipe.json"
         if known.is_file() and any(folder.glob("checkpoint-*")):
             refuse_other_recipe(recipe, read_json(known), folder)
@@ -187,12 +209,50 @@ def is_finished(recipe: Recipe) -> bool:
     """Whether the finished model is there, whole.
 
     Raises:
-        ValueError: it was made from another recipe.
+        ValueError: it was made from another recipe, parent or rows.
     """
-    if not (recipe.model_dir / MANIFEST).is_file() or why_invalid(recipe.model_dir, check_hashes=False) is not None:
+    folder = recipe.model_dir
+    if not (folder / MANIFEST).is_file() or why_invalid(folder, check_hashes=False) is not None:
         return False
-    refuse_other_recipe(recipe, read_json(recipe.model_dir / MANIFEST)["recipe"], recipe.model_dir)
+    manifest = read_json(folder / MANIFEST)
+    refuse_other_recipe(recipe, manifest["recipe"], folder)
+    parent, rows = Path(recipe.parent_path), recipe.rows_dir / MANIFEST
+    refuse_other_inputs(
+        recipe,
+        folder,
+        manifest["parent"],
+        {"hash": model_hash(parent)} if parent.is_dir() else {},  # a finished model outlives what it was made of
+        manifest["rows"]["fingerprint"],
+        read_json(rows) if rows.is_file() else {},
+    )
     return True
+
+
+def refuse_other_inputs(
+    recipe: Recipe,
+    folder: Path,
+    parent_then: Mapping[str, Any],
+    parent_now: Mapping[str, Any],
+    rows_then: str,
+    rows_manifest_now: Mapping[str, Any],
+) -> None:
+    """Whether `folder` was made from the parent and the rows at hand; what is not known is not compared.
+
+    Raises:
+        ValueError: one of them has changed since.
+    """
+    changed = [
+        f"another parent than {recipe.parent_path} is now ({name} {parent_then[name]} then, {parent_now[name]} now)"
+        for name in ("hash", "commit")
+        if parent_then.get(name) and parent_now.get(name) and parent_then[name] != parent_now[name]
+    ]
+    if rows_manifest_now and rows_then != rows_manifest_now["fingerprint"]:
+        changed.append(f"other rows than those in {recipe.rows_dir} now")
+    if changed:
+        raise ValueError(
+            f"{folder} was trained on {' and on '.join(changed)}; put back what was there, or remove {recipe.model_dir} and "
+            f"{recipe.checkpoints_dir} to start anew"
+        )
 
 
 def refuse_other_recipe(recipe: Recipe, known: Mapping[str, Any], folder: Path) -> None:
@@ -210,7 +270,7 @@ def differing(known: Any, wanted: Any, free: Sequence[str], key: str = "") -> li
 
     Example: {"a": {"b": 1}}, {"a": {"b": 2}} -> [("a.b", 1, 2)]
     """
-    if key in free:
+    if key in free or (key.startswith("data.") and key.rpartition(".")[2] in DECIDE_NO_ROW):
         return []
     if isinstance(known, Mapping) and isinstance(wanted, Mapping):
         names = sorted({*known, *wanted})
@@ -257,12 +317,13 @@ def make_trainer(
     rows: Rows,
     parent: Parent,
     model: Any,
+    arguments: TrainingArguments,
     dataset: RowDataset,
     collator: RowCollator,
     samples: list[HeldOutSample],
-    bf16: bool,
 ) -> RowTrainer:
     """A stock trainer with the mixin, the shared callbacks and a session."""
+    bf16 = arguments.bf16
     training, optimizer = recipe.need_training(), recipe.need_optimizer()
     peak = peak_flops(bf16)
     say(f"precision {'bf16' if bf16 else 'fp32'}; MFU against {peak.origin}: {_tera(peak.flops)}")
@@ -288,20 +349,15 @@ def make_trainer(
         },
         flops_per_token=training_flops_per_token(model.config, collator.sequence_tokens),
         peak_flops=peak.flops,
+        complete=partial(add_tokenizer_and_recipe, recipe, parent),
     )
     trainer = RowTrainer(
         model=model,
-        args=adapter.training_arguments(recipe, steps, bf16),
+        args=arguments,
         train_dataset=dataset,
         data_collator=collator,
         session=session,
     )
-    if trainer.args.world_size != steps.world_size:
-        raise ValueError(
-            f"{steps.world_size} ranks were started, but Accelerate sees {trainer.args.world_size}: each would train "
-            "alone. Launch "
-            "with a configuration out of recipes/accelerate"
-        )
     if samples:
         session.evaluate = partial(
             probes.held_out_losses,
@@ -311,26 +367,20 @@ def make_trainer(
             accelerator=trainer.accelerator,
         )
     adapter.drop_default_printers(trainer)
+    if collator.isolate_documents:
+        first = collator([dataset[place] for place in range(min(2, steps.micro_batch_rows))])
+        dataset.rows_read = 0
+        trainer.add_callback(IsolationCheck(trainer, first, bf16))
     for callback in (ProgressBar(session), MetricsFile(recipe.run_dir / "metrics.jsonl", session), RunControl(trainer)):
         trainer.add_callback(callback)
     return trainer
 
 
-def restore_session(recipe: Recipe, session: Session, rows: Rows, checkpoint: Path | None) -> None:
-    """Put the ledger and the log files where the checkpoint was.
-
-    Raises:
-        ValueError: the rows are no longer those that the checkpoint was trained on.
-    """
+def restore_session(recipe: Recipe, session: Session, checkpoint: Path | None) -> None:
+    """Put the ledger and the log files where the checkpoint was."""
     step = 0
     if checkpoint is not None:
         manifest = read_json(checkpoint / MANIFEST)
-        if manifest["rows"] != rows.manifest["fingerprint"]:
-            raise ValueError(
-                f"{checkpoint} was trained on other rows than those in {rows.path} now (their sources have changed); "
-                "put the old "
-                f"rows back, or remove {recipe.checkpoints_dir} to start anew"
-            )
         step = manifest["step"]
         session.ledger.restore(manifest["ledger"])
     if is_main_process():
@@ -358,19 +408,18 @@ def export(
     if session.held_out:
         say(probes.losses_table(session.held_out))
     ledger = trainer.settle_ledger().to_dict(session.sequence_tokens)
+    infilling = measure_infilling(recipe, trainer, rows, parent, samples)
     state = accelerator.get_state_dict(trainer.model_wrapped)
-    failure = [None]
-    if accelerator.is_main_process:
-        model: Any = accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-        try:
+    failure: list[str | None] = [f"{recipe.model_dir} was not written; the main process says why"]
+    try:
+        if accelerator.is_main_process:
+            model: Any = accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
             with whole_folder(recipe.model_dir) as folder:
                 model.config.use_cache = True  # off while training; whoever loads the model wants it
                 model.save_pretrained(folder, state_dict=state, max_shard_size=adapter.EXPORT_SHARD_SIZE)
                 for weights in folder.glob("*.safetensors"):
                     shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody else read them
-                copy_tokenizer(parent.path, folder)
-                infilling = measure_infilling(recipe, model, folder, samples, rows, alone=accelerator.num_processes == 1)
-                (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+                add_tokenizer_and_recipe(recipe, parent, folder)
                 manifest = {
                     "recipe": recipe.to_dict(),
                     "parent": parent.describe(),
@@ -383,39 +432,49 @@ def export(
                     "held_out": session.held_out,
                     "infilling": infilling,
                     "seconds": ledger["seconds"],
-                    "session": {"resumed_from": None if resumed_from is None else resumed_from.name, "rows_read": rows_read},
+                    "session": {
+                        "resumed_from": None if resumed_from is None else resumed_from.name,
+                        "rows_read_by_main_rank": rows_read,
+                    },
                     "versions": software_versions(),
                     "hardware": hardware(accelerator.num_processes),
                 }
                 seal_folder(folder, manifest)
-        except OSError as error:
-            free = shutil.disk_usage(recipe.run_dir).free / 2**20
-            failure = [
-                f"{recipe.model_dir} could not be written ({error}); {free:,.0f} MB are free there. Nothing "
-                "half-written was kept, "
-                "and the last checkpoint is whole: make room and start again"
-            ]
-    broadcast_object_list(failure)
+            failure = [None]
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(recipe.run_dir).free / 2**20
+        failure = [
+            f"{recipe.model_dir} could not be written ({error}); {free:,.0f} MB are free there. Nothing half-written was "
+            "kept, and the last checkpoint is whole: make room and start again"
+        ]
+    finally:
+        broadcast_object_list(failure)  # whatever happened on the main process, the others must not wait for it
     if failure[0] is not None:
         raise ValueError(failure[0])
     say(f"finished: {recipe.model_dir}")
     return recipe.model_dir
 
 
-def measure_infilling(
-    recipe: Recipe, model: Any, folder: Path, samples: list[HeldOutSample], rows: Rows, alone: bool
-) -> dict[str, Any]:
-    """Infilling prompts on the finished model; under several ranks on a copy of it, as theirs may be sharded."""
-    if not samples or recipe.probes.infill_prompts == 0:
-        return {}
-    codec = open_codec(folder)
-    if not alone:
-        from transformers import AutoModelForCausalLM
+def add_tokenizer_and_recipe(recipe: Recipe, parent: Parent, folder: Path) -> None:
+    """What makes a folder of weights a checkpoint that stands alone."""
+    copy_tokenizer(parent.path, folder)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
 
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, recipe.model.weights_dtype))
-    groups = probes.source_groups(rows.manifest)
+
+def measure_infilling(
+    recipe: Recipe, trainer: RowTrainer, rows: Rows, parent: Parent, samples: list[HeldOutSample]
+) -> dict[str, Any]:
+    """Infilling prompts on the trained model; nothing where several ranks hold it, as it may be shared out over them."""
     settings = recipe.probes
-    report = probes.infill_report(model, codec, samples, groups, settings.infill_prompts, settings.infill_new_tokens)
+    if not samples or settings.infill_prompts == 0:
+        return {}
+    if trainer.accelerator.distributed_type != DistributedType.NO:
+        say("infilling is not measured by a run of several ranks; `make probes` measures it on the finished model")
+        return {}
+    groups = probes.source_groups(rows.manifest)
+    report = probes.infill_report(
+        trainer.model, parent.codec, samples, groups, settings.infill_prompts, settings.infill_new_tokens
+    )
     if report:
         say(probes.infill_table(report))
     return report
@@ -456,6 +515,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="section.key=value", help="settings to override"
     )
     options = parser.parse_args(arguments)
+    adapter.settle_deepspeed()
     transformers_logging.disable_progress_bar()  # of loading and saving; the bar of the run is ours
     try:
         train(load_recipe(options.recipe, options.set))

@@ -11,7 +11,8 @@
   state stays as it was; learning rate and step count go on. It is written down with its row numbers.
 * Sealed checkpoints: written under another name, manifest last, renamed, and only then are older ones deleted.
 
-What it does not do: guard DeepSpeed, whose engine updates inside `backward`; there a non-finite step ends the run unsaved.
+What it does not do: guard DeepSpeed, whose engine updates inside `backward`; there a step that is not
+finite is written down and ends the run unsaved.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class Session:
     flops_per_token: int
     peak_flops: float | None  # of one device
     evaluate: Callable[[Any], dict[str, float]] | None = None  # model -> flat figures
+    complete: Callable[[Path], None] | None = None  # puts beside a checkpoint's weights what the library leaves out
     stop_requested: bool = False  # set by a signal on this rank
     stop_agreed: bool = False  # the same on all ranks
     held_out: dict[str, float] = field(default_factory=dict)  # the newest figures
@@ -100,7 +102,7 @@ class SafeTraining(Trainer):
         self._bad = torch.zeros((), dtype=torch.bool, device=self.args.device)
         self._step_loss = torch.zeros((), device=self.args.device)
         self._step_rows: list[torch.Tensor] = []
-        self._step_losses: list[torch.Tensor] = []
+        self._step_losses: list[torch.Tensor] = []  # of micro-batches, nats per learnt token
         self._unread_counts = torch.zeros_like(session.ledger.counts, device=self.args.device)
         self._skipped_in_a_row = 0
         self._window_steps = self._window_skipped = 0
@@ -133,9 +135,16 @@ class SafeTraining(Trainer):
         self._bad |= ~finite
         self._step_loss = self._step_loss + counted
         self._step_rows.append(inputs["row_numbers"])
-        self._step_losses.append(loss)
+        self._step_losses.append(self._mean_loss(loss, inputs["labels"], num_items_in_batch))
         self._unread_counts += inputs["document_tokens"].sum(0).to(self._unread_counts.device)
         return counted
+
+    def _mean_loss(self, loss: torch.Tensor, labels_BT: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+        """A micro-batch's loss per learnt token, from its share of the batch's; nan where nothing is learnt."""
+        if num_items_in_batch is None:
+            return loss
+        learnt = labels_BT.ne(-100).sum()
+        return loss * num_items_in_batch / (learnt * self.accelerator.num_processes)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning rate as a pure function of the step (`rate_fraction`)."""
@@ -162,14 +171,15 @@ class SafeTraining(Trainer):
         """The last thing the library calls before the update, on every rank: here the step is let through or left out."""
         norm = super()._get_grad_norm(model, grad_norm)
         if self._agree_to_skip(norm):
+            self._record_skipped(norm)
             if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
                 raise ValueError(
                     f"step {self.state.global_step + 1}: a loss or gradient is not finite, and DeepSpeed has already "
-                    "updated with "
-                    "it; the run ends without saving. Start it again: it goes on from its newest checkpoint"
+                    f"updated with it; its rows are in {self.session.skipped_path}, and the run ends without saving. Name "
+                    "rows in `training.skip_rows`, and start it again: it goes on from its newest checkpoint"
                 )
+            self._stop_after_too_many()
             adapter.drop_gradients(model)
-            self._record_skipped(norm)
         else:
             self._skipped_in_a_row = 0
         self._finish_step()
@@ -185,7 +195,7 @@ class SafeTraining(Trainer):
         return skip > 0
 
     def _record_skipped(self, norm: Any) -> None:
-        """Write the step down with the rows of every rank, and stop after too many in a row."""
+        """Write the step down with the rows of every rank."""
         self._skipped_in_a_row += 1
         self._window_skipped += 1
         self.session.ledger.skipped_steps += 1
@@ -205,13 +215,14 @@ class SafeTraining(Trainer):
             record = {"step": step, "gradient_norm": _finite_or_none(norm), "micro_batches": batches}
             with self.session.skipped_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+
+    def _stop_after_too_many(self) -> None:
         if self._skipped_in_a_row >= self.session.max_skipped_in_a_row:
             raise ValueError(
-                f"the last {self._skipped_in_a_row} steps, up to step {step}, had a loss or gradient that is not "
-                "finite, and were "
-                f"left out; that is `training.max_skipped_in_a_row`. Their rows are in {self.session.skipped_path}; "
-                "nothing was "
-                "saved since. Lower `optimizer.learning_rate`, or name rows in `training.skip_rows`, and start again"
+                f"the last {self._skipped_in_a_row} steps, up to step {self.state.global_step + 1}, had a loss or gradient "
+                "that is not finite, and were left out; that is `training.max_skipped_in_a_row`. Their rows are in "
+                f"{self.session.skipped_path}; nothing was saved since. Lower `optimizer.learning_rate`, or name rows in "
+                "`training.skip_rows`, and start again"
             )
 
     def _finish_step(self) -> None:
@@ -301,10 +312,14 @@ class SafeTraining(Trainer):
             shutil.rmtree(self._staging, ignore_errors=True)
             self._staging.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
+        unwrapped: Any = self.accelerator.unwrap_model(self.model)
         try:
+            unwrapped.config.use_cache = True  # off while training; whoever loads the checkpoint wants it
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
+                if self.session.complete is not None:
+                    self.session.complete(self._staging / name)
                 seal_folder(
                     self._staging / name, {**self.session.manifest, "step": self.state.global_step, "ledger": ledger}
                 )
@@ -320,6 +335,7 @@ class SafeTraining(Trainer):
                 "`training.keep_checkpoints`) and start again: the run goes on from the newest"
             ) from error
         finally:
+            unwrapped.config.use_cache = False
             if self.accelerator.is_main_process:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
@@ -347,10 +363,10 @@ def rotate_checkpoints(folder: Path, keep: int, newest: int) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """What a killed session left: half-written and half-deleted folders, none of which has a checkpoint's name."""
-    for pattern in (".incomplete-*", ".deleted-*", ".replaced-*"):
-        for path in folder.glob(pattern):
+def remove_leftovers(folder: Path, name: str) -> None:
+    """What a killed session left of folders called `name-...`: half-written and half-deleted ones, under other names."""
+    for state in ("incomplete", "deleted", "replaced"):
+        for path in folder.glob(f".{state}-{name}-*"):
             shutil.rmtree(path, ignore_errors=True)
 
 

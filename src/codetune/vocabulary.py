@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 COMPARED_FILES = 150  # of the standard library, to compare two tokenizers on
 COMPARED_CHARACTERS = 20_000  # of each of them
+ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 UNKNOWN, BEGIN, END_OF_TEXT = "<unk>", "<s>", "</s>"
 
 # A run of spaces but for its last, a word with the space before it, underscores, one digit, one line end, other signs.
@@ -78,7 +79,7 @@ def _begin_first(content: str, token: int) -> processors.TemplateProcessing:
 def wrapped(tokenizer: Tokenizer, **settings: Any) -> PreTrainedTokenizerFast:
     """The tokenizer as transformers holds it, in the class that takes tokenizer.json as it stands.
 
-    Family classes (`LlamaTokenizer`) rebuild the pipeline from the pieces and get it wrong (P17, P30).
+    Family classes (`LlamaTokenizer`) rebuild the pipeline from the pieces when they load a tokenizer.json, and get it wrong.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -93,10 +94,12 @@ def checked_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str]:
     """The tokenizer of a checkpoint folder, and how it was come by.
 
     Where the folder has a `tokenizer.model`, sentencepiece is the judge: on real code the two must give the same ids. A
-    `tokenizer.json` that does not (transformers 5.23 writes such ones, P30) is rebuilt from the pieces and their scores.
+    `tokenizer.json` that does not (transformers 5.23 writes such ones) is rebuilt from the pieces and their scores, and the
+    tokens that were added behind the pieces are taken over: their rows of the embedding are trained.
 
     Raises:
-        ValueError: no tokenizer, or one that does not agree with its tokenizer.model and cannot be rebuilt.
+        ValueError: no tokenizer, one that does not agree with its tokenizer.model and cannot be rebuilt, or a model with
+            more rows than pieces of which no file says what they are.
     """
     source = folder / "tokenizer.model"
     has_json = (folder / "tokenizer.json").is_file()
@@ -107,7 +110,8 @@ def checked_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str]:
         tokenizer = _loaded_tokenizer(folder)
         if difference(tokenizer, processor) is None:
             return tokenizer, "tokenizer.json, equal to sentencepiece on real code"
-    rebuilt = _like(folder, wrapped(tokenizer_from_sentencepiece(processor)), processor)
+    pipeline = _with_added_tokens(tokenizer_from_sentencepiece(processor), _added_tokens(folder, processor), source)
+    rebuilt = _like(folder, wrapped(pipeline), processor)
     found = difference(rebuilt, processor)
     if found is not None:
         raise ValueError(
@@ -156,6 +160,58 @@ def _like(folder: Path, rebuilt: PreTrainedTokenizerFast, processor: SentencePie
     if (folder / "chat_template.jinja").is_file():
         rebuilt.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     return rebuilt
+
+
+def _added_tokens(folder: Path, processor: SentencePieceProcessor) -> dict[int, dict[str, Any]]:
+    """Tokens behind the pieces, by id, as the folder's files list them.
+
+    Raises:
+        ValueError: the model has rows behind the pieces, and no file lists added tokens at all.
+    """
+    config, contents, settings, pipeline = (
+        _json_of(folder / name) for name in ("config.json", "added_tokens.json", "tokenizer_config.json", "tokenizer.json")
+    )
+    lists: list[dict[int, dict[str, Any]]] = [
+        {token: {"content": content} for content, token in contents.items()},
+        {entry["id"]: entry for entry in pipeline.get("added_tokens", ())},
+        {int(token): entry for token, entry in settings.get("added_tokens_decoder", {}).items()},
+    ]
+    pieces = processor.GetPieceSize()
+    rows = config.get("vocab_size") or pieces
+    if rows > pieces and not any(lists):
+        raise ValueError(
+            f"{folder / 'tokenizer.model'}: it has {pieces} pieces, the model {rows} rows, and no file says which tokens "
+            "the others are; put the authors' added_tokens.json, tokenizer_config.json or tokenizer.json beside it"
+        )
+    added: dict[int, dict[str, Any]] = {}
+    for entries in lists:
+        for token, entry in entries.items():
+            added[token] = added.get(token, {}) | entry
+    return {token: entry for token, entry in sorted(added.items()) if token >= pieces}
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """What the file holds; nothing where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}); download it again") from error
+
+
+def _with_added_tokens(tokenizer: Tokenizer, added: dict[int, dict[str, Any]], source: Path) -> Tokenizer:
+    """The tokenizer with more tokens, at the ids they have; one of which no more is said than that is a control token."""
+    if not added:
+        return tokenizer
+    tree = json.loads(tokenizer.to_str())
+    for token, entry in added.items():
+        content = entry["content"]
+        if tree["model"]["vocab"].setdefault(content, token) != token:
+            raise ValueError(
+                f"{source}: `{content}` is a piece and the added token {token}; correct the list of added tokens"
+            )
+        flags = {name: bool(entry.get(name, name == "special")) for name in ADDED_TOKEN_FLAGS}
+        tree["added_tokens"].append({"id": token, "content": content, **flags})
+    return Tokenizer.from_str(json.dumps(tree))
 
 
 def real_code() -> Iterator[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, Trainer
 
 from codetune import adapter
@@ -40,6 +43,45 @@ def test_the_arguments_are_those_of_the_recipe(make_run: Callable[..., Path]) ->
     assert arguments.save_total_limit is None
     assert arguments.use_cache is False
     assert arguments.report_to == []
+
+
+def test_the_recipe_and_not_the_launcher_decides_the_precision(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(make_run(rows=False))
+    steps = derive_steps(recipe, 1)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as our files say
+    for bf16 in (True, False):
+        arguments = adapter.training_arguments(recipe, steps, bf16)
+        assert arguments.mixed_precision == ("bf16" if bf16 else "no")
+        adapter.check_arguments(arguments, 1, bf16)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="launcher says mixed_precision 'bf16', but .* computes in fp32; write .*'no'"):
+        adapter.check_arguments(adapter.training_arguments(recipe, steps, bf16=False), 1, bf16=False)
+
+
+def test_no_launcher_file_decides_the_precision() -> None:
+    files = sorted((Path(__file__).parents[2] / "recipes" / "accelerate").glob("*.yaml"))
+    assert len(files) == 5
+    assert {yaml.safe_load(file.read_text())["mixed_precision"] for file in files} == {"no"}
+
+
+def test_several_gpus_without_a_launcher_are_refused() -> None:
+    arguments: Any = SimpleNamespace(n_gpu=2, world_size=1, mixed_precision="no")
+    with pytest.raises(
+        ValueError, match=r"2 GPUs .* ACCELERATE=recipes/accelerate/ddp\.yaml, or set CUDA_VISIBLE_DEVICES=0"
+    ):
+        adapter.check_arguments(arguments, 1, bf16=False)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU is here")
+def test_deepspeed_is_told_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    adapter.settle_deepspeed()
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+    monkeypatch.setenv("DS_ACCELERATOR", "xpu")
+    adapter.settle_deepspeed()
+    assert os.environ["DS_ACCELERATOR"] == "xpu"
 
 
 def test_the_sequential_strategy_reads_in_order(make_run: Callable[..., Path], model: Any) -> None:

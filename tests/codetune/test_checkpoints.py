@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from codetune.artifacts import newest_valid_checkpoint, read_json, why_invalid, write_json
+from codetune.artifacts import exclusive, newest_valid_checkpoint, read_json, why_invalid, write_json
 from codetune.recipe import load_recipe
+from codetune.tokens import open_codec
 from codetune.train import main, train
 from codetune.trainer import numbered_checkpoints, remove_leftovers, rotate_checkpoints
 
@@ -83,7 +85,7 @@ def test_a_run_killed_three_times_ends_bit_identical(make_run: Callable[..., Pat
     manifest, expected = (read_json(folder / "manifest.json") for folder in (recipe.model_dir, straight))
     assert {**manifest["ledger"], "seconds": 0} == {**expected["ledger"], "seconds": 0}
     assert manifest["held_out"] == expected["held_out"]
-    assert manifest["session"] == {"resumed_from": f"checkpoint-{start}", "rows_read": (STEPS - start) * 4}
+    assert manifest["session"] == {"resumed_from": f"checkpoint-{start}", "rows_read_by_main_rank": (STEPS - start) * 4}
     steps = [line for line in (recipe.run_dir / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
     assert len(steps) == STEPS
 
@@ -156,26 +158,85 @@ def test_a_checkpoint_of_other_rows_is_refused(make_run: Callable[..., Path]) ->
     shutil.rmtree(recipe.model_dir)
     manifest = read_json(recipe.rows_dir / "manifest.json")
     write_json(recipe.rows_dir / "manifest.json", {**manifest, "fingerprint": "built anew"})
-    with pytest.raises(ValueError, match="was trained on other rows than those in"):
+    with pytest.raises(ValueError, match=r"checkpoint-3 was trained on other rows than those in .*remove .*model and "):
         train(recipe)
 
 
-def _train_with_small_files(path: str, most_bytes: int) -> None:
-    """Train while the system refuses to write files beyond a size, as a full disk does."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+def test_a_changed_parent_or_changed_rows_are_noticed(
+    make_run: Callable[..., Path], tiny_parent: Path, tmp_path: Path
+) -> None:
+    parent = tmp_path / "parent"
+    shutil.copytree(tiny_parent, parent)
+    recipe = load_recipe(make_run(**{"training.train_tokens": 768, "parent": str(parent)}))
+    train(recipe)
+    manifest = read_json(recipe.rows_dir / "manifest.json")
+    write_json(recipe.rows_dir / "manifest.json", {**manifest, "fingerprint": "built anew"})
+    with pytest.raises(ValueError, match=r"model was trained on other rows than those in .* now; put back .* or remove "):
+        train(recipe)
+    write_json(recipe.rows_dir / "manifest.json", manifest)
+    config = (parent / "config.json").read_text()
+    (parent / "config.json").write_text(config.replace("1e-06", "1e-03"))
+    with pytest.raises(ValueError, match=r"model was trained on another parent than .* \(hash \w+ then, \w+ now\)"):
+        train(recipe)
+    shutil.rmtree(recipe.model_dir)
+    with pytest.raises(ValueError, match=r"checkpoint-3 was trained on another parent than .*remove .*checkpoints to start"):
+        train(recipe)
+    (parent / "config.json").write_text(config)
+    assert why_invalid(train(recipe)) is None
+    shutil.rmtree(parent)
+    shutil.rmtree(recipe.rows_dir)
+    assert train(recipe) == recipe.model_dir  # a finished model outlives what it was made of
+
+
+def test_a_checkpoint_in_between_stands_alone(make_run: Callable[..., Path]) -> None:
+    recipe = load_recipe(make_run(**{"training.train_tokens": 768}))
+    train(recipe)
+    checkpoint = recipe.checkpoints_dir / "checkpoint-2"
+    assert load_recipe(checkpoint / "recipe.yaml") == recipe
+    assert open_codec(checkpoint).fingerprint == open_codec(recipe.parent_path).fingerprint
+    assert AutoModelForCausalLM.from_pretrained(checkpoint).config.use_cache is True
+    assert why_invalid(checkpoint) is None
+
+
+def _hold(folder: Path, ready: Any) -> None:
+    with exclusive(folder, "holding"):
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_second_session_on_a_run_folder_is_refused_until_the_first_is_dead(
+    make_run: Callable[..., Path], processes: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_run(**{"training.train_tokens": 768})
     recipe = load_recipe(path)
-    deadline = recipe.checkpoints_dir / "checkpoint-10"
+    ready = processes.Event()
+    holder = processes.Process(target=_hold, args=(recipe.run_dir, ready))
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(SystemExit) as ended:
+        main(["--recipe", str(path)])
+    assert ended.value.code == 2
+    message = f"another session (process {holder.pid}) is working in {recipe.run_dir}; wait for it, or stop it"
+    assert message in capsys.readouterr().err
+    assert not recipe.checkpoints_dir.exists()
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    assert why_invalid(train(recipe)) is None
+
+
+def _train_with_small_files(path: str, most_bytes: int, after: int) -> None:
+    """Train while the system refuses to write files beyond a size, as a full disk does, after a checkpoint."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     import codetune.trainer as trainer
 
     original = trainer.seal_folder
 
     def seal(folder: Path, manifest: dict[str, Any]) -> None:
         original(folder, manifest)
-        if manifest["step"] == 10:
+        if manifest["step"] == after:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 
     trainer.seal_folder = seal
-    assert not deadline.exists()
     main(["--recipe", path])
 
 
@@ -184,7 +245,7 @@ def test_a_disk_that_fills_leaves_the_older_checkpoints(
 ) -> None:
     path = make_run(**LONG)
     recipe = load_recipe(path)
-    process = processes.Process(target=_train_with_small_files, args=(str(path), 100_000))
+    process = processes.Process(target=_train_with_small_files, args=(str(path), 100_000, 10))
     process.start()
     process.join()
     assert process.exitcode == 2
@@ -193,6 +254,31 @@ def test_a_disk_that_fills_leaves_the_older_checkpoints(
     assert not list(recipe.checkpoints_dir.glob(".incomplete*"))
     train(recipe)
     assert (recipe.model_dir / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+
+
+def test_a_disk_that_fills_at_the_end_is_one_clear_message(
+    make_run: Callable[..., Path], processes: Any, straight_short: Path, tmp_path: Path
+) -> None:
+    path = make_run()
+    recipe = load_recipe(path)
+    process = processes.Process(target=_main_with_its_errors_in, args=(str(tmp_path / "stderr"), str(path), 100_000, 8))
+    process.start()
+    process.join()
+    assert process.exitcode == 2
+    message = (tmp_path / "stderr").read_text()
+    assert "Traceback" not in message
+    assert f"{recipe.model_dir} could not be written (" in message
+    assert "File too large" in message
+    assert not recipe.model_dir.exists()
+    assert not list(recipe.run_dir.glob(".incomplete*"))
+    assert [found.name for found in numbered_checkpoints(recipe.checkpoints_dir)][-1] == "checkpoint-8"
+    train(recipe)
+    assert (recipe.model_dir / "model.safetensors").read_bytes() == (straight_short / "model.safetensors").read_bytes()
+
+
+def _main_with_its_errors_in(errors: str, path: str, most_bytes: int, after: int) -> None:
+    with open(errors, "w", encoding="utf-8") as sys.stderr:
+        _train_with_small_files(path, most_bytes, after)
 
 
 def test_no_space_for_a_checkpoint_is_one_clear_message(
@@ -233,8 +319,18 @@ def test_rotation_keeps_the_newest_and_never_counts_later_ones(tmp_path: Path) -
 def test_leftovers_of_a_kill_are_removed_and_checkpoints_are_not(tmp_path: Path) -> None:
     for name in (".incomplete-checkpoint-4", ".deleted-checkpoint-2", ".replaced-checkpoint-4-ab", "checkpoint-2"):
         (tmp_path / name).mkdir()
-    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path, "checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_leftovers_of_a_killed_export_are_removed_though_the_run_is_finished(make_run: Callable[..., Path]) -> None:
+    recipe = load_recipe(make_run(**{"training.train_tokens": 768}))
+    train(recipe)
+    for name in (".incomplete-model-12345678", ".replaced-model-12345678", ".incomplete-rows-12345678"):
+        (recipe.run_dir / name).mkdir()
+    train(recipe)
+    left = [path.name for path in recipe.run_dir.iterdir() if path.name.startswith((".incomplete", ".replaced"))]
+    assert left == [".incomplete-rows-12345678"]  # the build's own, which may be at work
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_clear_message(make_run: Callable[..., Path]) -> None:

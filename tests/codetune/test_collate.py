@@ -42,7 +42,7 @@ def test_labels_positions_and_padding_of_a_row() -> None:
 def test_positions_run_on_where_documents_are_not_isolated() -> None:
     batch = collator(isolate_documents=False)([row()])
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6]]
-    assert batch["labels"].tolist() == [[-100, 8, 9, -100, 6, -100, -100]]
+    assert batch["labels"].tolist() == [[-100, 8, 9, 5, 6, -100, -100]]  # 5 is foretold by the document before it
 
 
 def test_nothing_is_learnt_outside_the_loss_mask() -> None:

@@ -31,6 +31,48 @@ def test_packed_documents_do_not_see_each_other(make_run: Callable[..., Path], a
     assert model.check_isolation(loaded, packed_batch(recipe), bf16=False) < 1e-5
 
 
+def test_the_packed_batch_is_run_once_and_each_document_once(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(make_run())
+    loaded = model.load_model(recipe, model.open_parent(recipe))
+    shapes: list[tuple[int, ...]] = []
+    original = adapter.selected_logits
+
+    def noted(model: Any, input_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        shapes.append(tuple(input_ids.shape))
+        return original(model, input_ids, *rest)
+
+    monkeypatch.setattr(adapter, "selected_logits", noted)
+    batch = packed_batch(recipe)
+    model.check_isolation(loaded, batch, bf16=False)
+    documents = [min(int(row.eq(0).sum()), model.ISOLATION_DOCUMENTS) for row in batch["position_ids"]]
+    assert shapes[0] == (2, 64)
+    assert len(shapes) == 1 + sum(documents)
+    assert {shape[0] for shape in shapes[1:]} == {1}
+
+
+def test_a_leak_in_a_wrapped_model_is_refused_too(make_run: Callable[..., Path]) -> None:
+    recipe = load_recipe(make_run())
+
+    class Wrapped(torch.nn.Module):
+        """As DDP and DeepSpeed's engine: the model is `.module`, and there is no `.config`."""
+
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.module = inner
+
+        def forward(self, **named: Any) -> Any:
+            return self.module(**named)
+
+    wrapped = Wrapped(model.load_model(recipe, model.open_parent(recipe)))
+    assert model.check_isolation(wrapped, packed_batch(recipe), bf16=False) < 1e-5
+    original = wrapped.module.forward
+    wrapped.module.forward = lambda **named: original(**{**named, "use_cache": True})
+    with pytest.raises(ValueError, match="with `model.attention` sdpa and 2 row"):
+        model.check_isolation(wrapped, packed_batch(recipe), bf16=False)
+
+
 def test_a_leak_between_documents_is_refused(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(make_run())
     loaded = model.load_model(recipe, model.open_parent(recipe))

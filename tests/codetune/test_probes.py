@@ -155,8 +155,6 @@ def test_completions_are_scored(
 
 def test_a_model_that_learnt_to_stop_is_seen_to_stop(model: Any, tiny_codec: Codec, samples: list[HeldOutSample]) -> None:
     """Overfit on the very samples that are asked; greedy completions must then be the middles."""
-    import dataclasses
-
     chosen = [sample for sample in samples if sample.layout in ("psm", "spm") and sample.cut == "line"]
     length = max(len(sample.input_ids) for sample in chosen)
     rows = torch.tensor([[*sample.input_ids, *[0] * (length - len(sample.input_ids))] for sample in chosen])
@@ -174,7 +172,6 @@ def test_a_model_that_learnt_to_stop_is_seen_to_stop(model: Any, tiny_codec: Cod
         assert report[form]["all"] == {"prompts": 4, "first_line_match": 1.0, "stop_rate": 1.0, "exact_match": 1.0}
     short = probes.infill_report(model, tiny_codec, samples, {}, 4, new_tokens=2)
     assert short["psm"]["all"]["stop_rate"] == 0.0  # running into the limit is no stop
-    assert dataclasses.asdict(chosen[0])["middle"]
 
 
 def test_the_command_prints_both_tables(

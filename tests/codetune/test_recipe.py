@@ -1,5 +1,7 @@
 """The strict loader, and the paper's numbers in the recipes, typed here by hand from the paper."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -134,11 +136,14 @@ def test_errors_of_overrides_say_so(minimal: Path) -> None:
         ("optimizer.learning_rate=1e-5", ["`optimizer.learning_rate`", "the text '1e-5'", "write 1.0e-5"]),
         ("optimizer.learning_rate=2e6", ["YAML reads 2e6 as text", "write 2.0e+6"]),
         ("optimizer.learning_rate=true", ["takes a number", "the truth value True"]),
-        ("optimizer.learning_rate=-1.0", ["`optimizer.learning_rate` is -1.0", "at least 0"]),
-        ("optimizer.learning_rate=.nan", ["`optimizer.learning_rate` is nan", "at least 0"]),
-        ("optimizer.learning_rate=.inf", ["`optimizer.learning_rate` is inf", "at least 0"]),
-        ("optimizer.beta1=1.5", ["`optimizer.beta1` is 1.5", "from 0 to 1"]),
-        ("data.fim.rate=.nan", ["`data.fim.rate` is nan", "from 0 to 1"]),
+        ("optimizer.learning_rate=-1.0", ["`optimizer.learning_rate` is -1.0", "above 0"]),
+        ("optimizer.learning_rate=.nan", ["`optimizer.learning_rate` is nan", "above 0"]),
+        ("optimizer.learning_rate=.inf", ["`optimizer.learning_rate` is inf", "above 0"]),
+        ("optimizer.learning_rate=0.0", ["`optimizer.learning_rate` is 0.0", "above 0"]),
+        ("optimizer.beta1=1.0", ["`optimizer.beta1` is 1.0", "at least 0 and below 1"]),
+        ("data.fim.rate=.nan", ["`data.fim.rate` is nan", "at least 0 and at most 1"]),
+        ("data.sources.python.max_passes=0", ["`data.sources.python.max_passes` is 0", "at least 1"]),
+        ("data.sources.python.max_passes=1.5", ["`data.sources.python.max_passes` takes a whole number"]),
         ("data.sequence_tokens=128.0", ["`data.sequence_tokens` is a whole number", "write 128"]),
         ("data.sequence_tokens=8", ["`data.sequence_tokens` is 8", "at least 16"]),
         ("training.batch_tokens='512'", ["`training.batch_tokens` takes a whole number", "the text '512'", "write 512"]),
@@ -174,6 +179,21 @@ def test_a_wrong_value_is_refused_with_its_key_and_a_remedy(minimal: Path, overr
             ["data.sources.python.repeat=false", "data.sources.python.max_passes=2"],
             ["`data.sources.python.max_passes` is 2", "`data.sources.python.repeat` is off"],
         ),
+        (["data.sources.python.split=test"], ["`data.sources.python.split` does nothing for a source of kind jsonl"]),
+        (["data.sources.python.distributions=[numpy]"], ["python.distributions` does nothing", "kind jsonl"]),
+        (
+            ["data.sources.python={kind: hub, path: a/b, revision: unpinned, share: 0.85, paths: [a/c]}"],
+            ["`data.sources.python.paths` does nothing for a source of kind hub"],
+        ),
+        (
+            ["data.sources.python={kind: folder, path: a, share: 0.85, text_column: body}"],
+            ["`data.sources.python.text_column` does nothing for a source of kind folder"],
+        ),
+        (
+            ["data.sources.python={kind: installed, distributions: [a], content: prose, extensions: [.md], share: 0.85}"],
+            ["`data.sources.python.extensions` does nothing for a source of kind installed with `content: prose`"],
+        ),
+        (["data.sources.pyton=null"], ["`data.sources.pyton` is null", "did you mean `python`?"]),
         (["data.packing.isolate_documents=false"], ["isolate_documents", "best_fit", "concatenate"]),
         (["training.batch_tokens=500"], ["`training.batch_tokens` is 500, not a multiple", "(128)", "write 384"]),
         (["training.batch_tokens=64"], ["not a multiple of `data.sequence_tokens` (128)", "write 128"]),
@@ -194,6 +214,11 @@ def test_settings_that_contradict_each_other_are_both_named(minimal: Path, overr
     [
         ("{origin: scratch, vocabulary_size: 512}", ["`base.origin` is scratch", "`base.hidden_size`"]),
         ("{origin: hub, path: a/b, layers: 2}", ["`base.layers` belongs to `base.origin: scratch`"]),
+        (
+            "{origin: scratch, vocabulary_size: 512, hidden_size: 8, layers: 1, heads: 1, intermediate_size: 8, "
+            "context_tokens: 64}\ndata: {sequence_tokens: 128, sources: {a: {kind: generated, share: 1.0}}}",
+            ["`data.sequence_tokens` (128) is more than `base.context_tokens` (64)"],
+        ),
         ("{origin: folder}", ["`base.path` is missing", "folder"]),
         ("{origin: pypi, path: x}", ["`base.origin` is 'pypi'", "scratch, hub, folder, wheel"]),
         ("{path: x}", ["`base.origin` is missing"]),
@@ -258,6 +283,28 @@ def test_a_recipe_changes_a_few_keys_of_the_one_it_extends(tmp_path: Path) -> No
     assert list(recipe.need_data().sources) == ["python"]
     assert recipe.need_data().sources["python"].path == "code.jsonl"
     assert (recipe.need_optimizer().beta1, recipe.need_optimizer().learning_rate) == (0.8, 3e-4)
+
+
+def test_a_source_of_another_kind_replaces_the_inherited_one(tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL.replace("path: code.jsonl", "path: code.jsonl, id_column: id"))
+    child = "extends: recipe.yaml\ndata: {sources: {python: {kind: folder, paths: [a, b], share: 0.85}}}\n"
+    source = load_recipe(write(tmp_path, child, "child.yaml")).need_data().sources["python"]
+    assert (source.kind, source.path, source.paths, source.id_column) == ("folder", None, ("a", "b"), None)
+    same = "extends: recipe.yaml\ndata: {sources: {python: {kind: jsonl, repeat: false}}}\n"
+    source = load_recipe(write(tmp_path, same, "same.yaml")).need_data().sources["python"]
+    assert (source.path, source.id_column, source.repeat) == ("code.jsonl", "id", False)
+
+
+def test_taking_away_a_source_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL)
+    child = write(tmp_path, "extends: recipe.yaml\ndata: {sources: {txt: null}}\n", "child.yaml")
+    assert f"{child}: `data.sources.txt` is null, but there is no inherited source of this name; did you mean `text`?" in (
+        message(child)
+    )
+    alone = write(tmp_path, MINIMAL.replace("text: {kind", "more: null\n    text: {kind"), "alone.yaml")
+    assert "`data.sources.more` is null" in message(alone)
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["data.sources.text=null", "data.sources.python.share=1.0"])
+    assert list(recipe.need_data().sources) == ["python"]
 
 
 def test_extending_goes_on_over_several_files_and_folders(tmp_path: Path) -> None:
@@ -360,3 +407,38 @@ def test_embedded_sizes_need_no_network_and_say_so(size: str) -> None:
         assert recipe.embedded
         kinds = {source.kind for source in recipe.data.sources.values()} if recipe.data else set()
         assert kinds <= {"installed", "generated"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the manuals say
+
+
+def yaml_blocks(folder: Path) -> list[str]:
+    """Every fenced yaml block of the manuals that is a recipe."""
+    blocks = []
+    for path in sorted(folder.glob("*.md")):
+        blocks += re.findall(r"(?ms)^```yaml\n(.*?)^```", path.read_text(encoding="utf-8"))
+    return [block for block in blocks if block.startswith("extends:")]
+
+
+def test_recipes_in_the_manuals_load(tmp_path: Path) -> None:
+    blocks = yaml_blocks(ROOT / "docs")
+    assert blocks
+    shutil.copytree(STAGE1, tmp_path / "stage1")
+    for block in blocks:
+        load_recipe(write(tmp_path / "stage1", block, "from_the_manual.yaml"))
+
+
+def test_the_table_of_sizes_agrees_with_the_recipes() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
+    sizes = {row[0].strip("`"): row for row in rows if len(row) == 6}
+    assert {path.stem for path in STAGE1.glob("*.yaml")} == set(sizes)
+    units = {"500B": 500_000_000_000, "1T": 1_000_000_000_000, "2^22": MILLIONS_4}
+    for size, (_, _, tokens, batch, peak, infill) in sizes.items():
+        recipe = stage1(size)
+        training = recipe.need_training()
+        assert (units.get(tokens) or int(tokens.replace(",", ""))) == training.train_tokens, size
+        assert (units.get(batch) or int(batch.replace(",", ""))) == training.batch_tokens, size
+        assert float(peak) == recipe.need_optimizer().learning_rate, size
+        assert (0.0 if infill == "none" else float(infill)) == recipe.need_data().fim.rate, size

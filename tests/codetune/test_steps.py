@@ -34,6 +34,14 @@ def test_a_micro_batch_that_does_not_divide_is_refused(make_run: Callable[..., P
         derive_steps(recipe, world_size=1)
 
 
+def test_a_warm_up_that_takes_every_step_is_refused(make_run: Callable[..., Path]) -> None:
+    settings = {"training.train_tokens": 700, "optimizer.warmup_tokens": 512}  # 2 steps of 256, and 2 of warm-up
+    with pytest.raises(ValueError, match=r"512 is 2 step\(s\) of 256 tokens, and .* 700 is 2: .* write at most 256"):
+        derive_steps(load_recipe(make_run(rows=False, **settings)), world_size=1)
+    settings["optimizer.warmup_tokens"] = 256
+    assert derive_steps(load_recipe(make_run(rows=False, **settings)), world_size=1).warmup == 1
+
+
 def test_events_left_open_happen_so_often_in_the_run(make_run: Callable[..., Path]) -> None:
     settings = {"training.log_tokens": None, "training.save_tokens": None, "training.evaluate_tokens": None}
     settings |= {"training.train_tokens": 1000 * 256}

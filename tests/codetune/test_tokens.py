@@ -100,6 +100,15 @@ def test_only_families_that_write_spaces_as_u2581_refuse_it(codec: Codec) -> Non
     assert codec.represents("a b") and codec.represents("a ▁ b") == byte_level
 
 
+def test_text_that_the_normalizer_would_rewrite_is_refused() -> None:
+    tokenizer = _family("byte_level")
+    tokenizer.normalizer = normalizers.NFC()  # Qwen's
+    codec = open_codec(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert codec.represents(composed) and codec.decode_start(codec.encode(composed)) == composed
+    assert not codec.represents(apart) and codec.decode_start(codec.encode(apart)) == composed
+
+
 def test_control_ids_are_noticed(codec: Codec) -> None:
     assert codec.infill is not None and codec.bos_id is not None
     assert codec.has_control_ids([codec.bos_id]) and codec.has_control_ids([codec.infill.middle])
@@ -176,7 +185,7 @@ def test_asking_for_infilling_without_the_tokens_says_what_to_do() -> None:
         codec.psm([0], [1], [0])
 
 
-# -- Llama 2's own vocabulary: figures from facts.md 4.4, which are Meta's -----------------------------------------------
+# -- Llama 2's own vocabulary: ids that Meta's own code gives -----------------------------------------------
 
 PRE = 'def remove_non_ascii(s: str) -> str:\n    """ '
 SUF = "\n    return result\n"

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from codetune import train as train_module
-from codetune.artifacts import open_rows, read_json, row_order, why_invalid
+from codetune import trainer as trainer_module
+from codetune.artifacts import LaneWriter, PackedRow, open_rows, read_json, row_order, why_invalid
+from codetune.collate import RowCollator
+from codetune.model import PeakFlops, training_flops_per_token
 from codetune.recipe import load_recipe
 from codetune.steps import rate_fraction
 from codetune.train import main, train
@@ -56,7 +67,7 @@ def test_a_run_leaves_a_checkpoint_that_transformers_loads(
     assert load_recipe(folder / "recipe.yaml") == recipe
     manifest = read_json(folder / "manifest.json")
     assert (manifest["steps"], manifest["tokens"]) == (8, 2048)
-    assert manifest["session"] == {"resumed_from": None, "rows_read": 32}
+    assert manifest["session"] == {"resumed_from": None, "rows_read_by_main_rank": 32}
     assert set(manifest["infilling"]) == {"psm", "spm", "prefix_only"}
     assert "held_out/python/plain" in manifest["held_out"]
     out = capsys.readouterr().out
@@ -64,9 +75,14 @@ def test_a_run_leaves_a_checkpoint_that_transformers_loads(
     assert "step 8/8" in out
 
 
-def test_the_loss_falls_and_every_line_has_its_figures(make_run: Callable[..., Path]) -> None:
+def test_the_loss_falls_and_every_line_has_its_figures(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak = 1e13  # so high that no machine is above 100 %
+    monkeypatch.setattr(train_module, "peak_flops", lambda _: PeakFlops(peak, "the test"))
     recipe = load_recipe(make_run())
-    train(recipe)
+    folder = train(recipe)
+    operations = training_flops_per_token(AutoModelForCausalLM.from_pretrained(folder).config, 64)
     lines = metrics_of(recipe.run_dir)
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 9))
@@ -76,7 +92,8 @@ def test_the_loss_falls_and_every_line_has_its_figures(make_run: Callable[..., P
         fraction = rate_fraction(line["step"] - 1, total=8, warmup=2, schedule="cosine", final_fraction=1 / 30)
         assert line["learning_rate"] == pytest.approx(5e-3 * fraction)
         assert line["tokens_per_second"] > 0
-        assert line.get("mfu_percent", 0.0) <= 100
+        percent = 100 * line["tokens_per_second"] * operations / peak
+        assert line["mfu_percent"] == pytest.approx(percent, abs=0.006)
     held_out = {line["step"]: line["held_out/prose/plain"] for line in lines if "held_out/prose/plain" in line}
     assert list(held_out) == [0, 4, 8]
     assert held_out[8] < held_out[0]
@@ -149,6 +166,103 @@ def test_a_poisoned_step_is_left_out_and_written_down(
     fraction = rate_fraction(3, total=8, warmup=2, schedule="cosine", final_fraction=1 / 30)
     assert lines[4]["learning_rate"] == pytest.approx(5e-3 * fraction)
     assert lines[8]["ledger"]["skipped_steps"] == 1
+
+
+def test_the_loss_written_down_is_the_micro_batch_s_own_mean(
+    make_run: Callable[..., Path], poison: Callable[[set[int]], None]
+) -> None:
+    recipe = load_recipe(make_run(**{"training.train_tokens": 3 * 256}))
+    rows = open_rows(recipe.rows_dir)
+    numbers = row_order(recipe.seed, 16, 0, 4).tolist()
+    poison({numbers[0]})  # the first step, so that its second micro-batch meets the parent's weights
+    train(recipe)
+    (record,) = [json.loads(line) for line in (recipe.run_dir / "skipped_steps.jsonl").read_text().splitlines()]
+    batch = RowCollator(64, pad_id=0, isolate_documents=True, sources=2, layouts=3)(
+        [{"row_number": number, **rows.row(number)} for number in numbers[2:]]
+    )
+    parent = AutoModelForCausalLM.from_pretrained(recipe.parent_path, dtype=torch.float32)
+    logits = parent(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert record["micro_batches"][1]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_where_the_engine_has_updated_the_rows_are_written_down_and_the_run_ends(
+    make_run: Callable[..., Path], poison: Callable[[set[int]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(make_run())
+    numbers = row_order(recipe.seed, 16, 0, 32).tolist()
+    poison({numbers[9]})
+    monkeypatch.setattr(trainer_module, "DistributedType", SimpleNamespace(DEEPSPEED=DistributedType.NO))
+    with pytest.raises(ValueError, match=r"step 3: .* DeepSpeed has already updated with it; its rows are in .*skipped"):
+        train(recipe)
+    (record,) = [json.loads(line) for line in (recipe.run_dir / "skipped_steps.jsonl").read_text().splitlines()]
+    assert record["micro_batches"][0]["rows"] == numbers[8:10]
+    assert [path.name for path in recipe.checkpoints_dir.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_two_ranks_learn_what_one_learns_and_skip_the_same_step(
+    make_run: Callable[..., Path], tiny_parent: Path, tmp_path: Path
+) -> None:
+    """One row has a token that no other has, whose embedding is NaN in the parent: rank 1 meets it, rank 0 does not."""
+    parent = tmp_path / "parent"
+    shutil.copytree(tiny_parent, parent)
+    poisoned = weights_of(parent)
+    poisoned["model.embed_tokens.weight"][UNUSED_TOKEN] = float("nan")
+    save_file(poisoned, parent / "model.safetensors", metadata={"format": "pt"})
+    settings = {"parent": str(parent)}
+    alone, together = (load_recipe(make_run(name, **settings)) for name in ("alone", "together"))
+    numbers = row_order(alone.seed, 16, 0, 32).tolist()
+    for recipe in (alone, together):
+        poison_row(recipe.rows_dir, numbers[11])  # 4 rows a step, 2 a micro-batch: step 3, the second micro-batch
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "codetune.train", "--recipe", str(tmp_path / "together.yaml")]
+    source = str(Path(__file__).parents[2] / "src")
+    environment = {**os.environ, "PYTHONPATH": source, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "infilling is not measured by a run of several ranks; `make probes` measures it" in done.stdout
+    assert "Setting accelerator to CPU" not in done.stderr  # DeepSpeed's warning, where it is installed
+    train(alone)
+    expected, weights = weights_of(alone.model_dir), weights_of(together.model_dir)
+    assert set(weights) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=0, equal_nan=True)
+        assert tensor.isnan().sum() == (tensor.shape[1] if name == "model.embed_tokens.weight" else 0)
+    records = []
+    for recipe in (alone, together):
+        (record,) = [json.loads(line) for line in (recipe.run_dir / "skipped_steps.jsonl").read_text().splitlines()]
+        records.append(record)
+        optimizer = torch.load(recipe.checkpoints_dir / "checkpoint-8" / "optimizer.pt", weights_only=True)
+        assert {int(state["step"]) for state in optimizer["state"].values()} == {7}  # 8 steps, one left out
+    assert [record["step"] for record in records] == [3, 3]
+    assert records[1]["micro_batches"][1]["rows"] == numbers[10:12]
+    assert [batch["rows"] for batch in records[1]["micro_batches"]] == [
+        batch["rows"] for batch in records[0]["micro_batches"]
+    ]
+    assert [(batch["rank"], batch["loss"] is None) for batch in records[1]["micro_batches"]] == [(0, False), (1, True)]
+    assert records[1]["micro_batches"][0]["loss"] == pytest.approx(records[0]["micro_batches"][0]["loss"], rel=1e-4)
+    ledgers = [read_json(recipe.model_dir / "manifest.json")["ledger"] for recipe in (alone, together)]
+    assert {**ledgers[0], "seconds": 0} == {**ledgers[1], "seconds": 0}
+    assert not read_json(together.model_dir / "manifest.json")["infilling"]
+
+
+UNUSED_TOKEN = 5  # a byte that no toy text has
+
+
+def poison_row(rows_dir: Path, number: int) -> None:
+    """Write a row anew, with the unused token in it."""
+    rows = open_rows(rows_dir)
+    lane = number % rows.lanes
+    packed = []
+    for other in range(lane, len(rows), rows.lanes):
+        row = {item.name: rows.row(other)[item.name] for item in dataclasses.fields(PackedRow)}
+        ids = np.array(row["input_ids"])
+        assert UNUSED_TOKEN not in ids
+        ids[1] = UNUSED_TOKEN if other == number else ids[1]
+        packed.append(PackedRow(**{**row, "input_ids": ids}))
+    writer = LaneWriter(rows_dir / f"lane-{lane:05d}.arrow", rows.manifest["vocabulary_size"])
+    writer.write(packed)
+    writer.close()
 
 
 def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is(
@@ -251,8 +365,49 @@ def test_a_launch_that_accelerate_does_not_see_is_refused(
     make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_module, "world_size", lambda: 2)
+    monkeypatch.setattr(train_module, "load_model", lambda *_: pytest.fail("the model was loaded first"))
     with pytest.raises(ValueError, match="2 ranks were started, but Accelerate sees 1"):
         train(load_recipe(make_run()))
+
+
+def test_a_reporter_that_is_not_installed_is_refused_before_the_model_is_loaded(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "load_model", lambda *_: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    path = make_run()
+    with pytest.raises(
+        ValueError, match=r"names wandb, which is not installed; install it \(pip install -e '\.\[wandb\]'\)"
+    ):
+        train(load_recipe(path, ["training.report_to=[wandb]"]))
+    with pytest.raises(ValueError, match="names 'wandbb', which is no reporter; write some of .*tensorboard.*wandb"):
+        train(load_recipe(path, ["training.report_to=[wandbb]"]))
+
+
+def test_rows_to_skip_that_do_not_exist_are_refused(make_run: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match=r"`training.skip_rows` names 32, 99, but the rows in .* are numbered 0 to 31"):
+        train(load_recipe(make_run(**{"training.skip_rows": [31, 32, 99]})))
+
+
+def test_documents_that_see_each_other_end_the_run_before_its_first_step(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = train_module.load_model
+
+    def with_full_attention(*arguments: Any) -> Any:
+        model = original(*arguments)
+
+        def forget_positions(module: Any, _: Any, named: dict[str, Any]) -> Any:
+            return (), {**named, "position_ids": torch.arange(named["input_ids"].shape[1])[None]}
+
+        model.register_forward_pre_hook(forget_positions, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(train_module, "load_model", with_full_attention)
+    recipe = load_recipe(make_run())
+    with pytest.raises(ValueError, match="packed documents see each other"):
+        train(recipe)
+    assert not (recipe.run_dir / "metrics.jsonl").exists()
 
 
 def test_figures_also_go_to_tensorboard(

@@ -168,6 +168,28 @@ def test_a_wrong_tokenizer_json_is_found_and_mended(small_model: Path, tmp_path:
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
 
 
+@pytest.mark.parametrize("where", ["added_tokens.json", "tokenizer_config.json"])
+def test_added_tokens_survive_rebuilding(small_model: Path, tmp_path: Path, where: str) -> None:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(small_model))
+    shutil.copy(small_model, tmp_path / "tokenizer.model")
+    pieces = processor.GetPieceSize()
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": pieces + 8}))
+    with pytest.raises(ValueError, match=rf"{pieces} pieces, the model {pieces + 8} rows, and no file says which tokens"):
+        checked_tokenizer(tmp_path)
+    entries = {"<|user|>": pieces, "<|end|>": pieces + 2}  # a gap between them
+    decoder = {str(token): {"content": content, "special": True} for content, token in entries.items()}
+    known = entries if where == "added_tokens.json" else {"added_tokens_decoder": decoder}
+    (tmp_path / where).write_text(json.dumps(known))
+    tokenizer, how = checked_tokenizer(tmp_path)
+    assert how.startswith("rebuilt from tokenizer.model")
+    assert [tokenizer.get_vocab()[content] for content in entries] == list(entries.values())
+    assert tokenizer("<|user|>a<|end|>").input_ids[1] == pieces
+    growth = plan_growth(tokenizer, pieces + 8, "test")
+    assert growth.infill_ids == (pieces + 3, pieces + 4, pieces + 5, pieces + 6)
+    grown = grown_tokenizer(tokenizer, growth.infill_ids)
+    assert grown.get_vocab()["<|end|>"] == pieces + 2
+
+
 def test_a_right_tokenizer_json_is_kept(small_model: Path, tmp_path: Path) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(small_model))
     kept = wrapped(tokenizer_from_sentencepiece(processor), eos_token="</s>")
@@ -214,7 +236,7 @@ def test_llama2_has_as_many_merges_as_counted(llama2_model: Path) -> None:
 
 
 def test_transformers_own_conversion_of_llama2_is_mended(llama2_model: Path, tmp_path: Path) -> None:
-    """P30: what the library makes of tokenizer.model, saved as tokenizer.json beside it, must not get through."""
+    """What the library makes of tokenizer.model, saved as tokenizer.json beside it, must not get through."""
     from transformers import LlamaTokenizer
 
     shutil.copy(llama2_model, tmp_path / "tokenizer.model")

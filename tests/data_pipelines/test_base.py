@@ -156,6 +156,21 @@ def test_a_damaged_base_is_made_again(tmp_path: Path) -> None:
     assert why_invalid(folder) is None
 
 
+def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
+    recipe = load_recipe(scratch_recipe(tmp_path))
+    folder = tmp_path / "runs/test/init"
+    for name in (".incomplete-model-0123abcd", ".replaced-model-89abcdef", "other"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text("{}", encoding="utf-8")
+    make_base(recipe)
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "other"]
+
+
+def test_several_settings_go_after_one_set(tmp_path: Path) -> None:
+    main(["--recipe", str(scratch_recipe(tmp_path)), "--set", "seed=3", f"runs={tmp_path / 'there'}", "--set", "size=other"])
+    assert read_json(tmp_path / "there/other/init/model/manifest.json")["recipe"]["seed"] == 3
+
+
 def test_a_shape_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="base.hidden_size is 32, base.heads 5"):
         make_base(load_recipe(scratch_recipe(tmp_path, heads=5, kv_heads=5)))

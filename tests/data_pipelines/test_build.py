@@ -169,11 +169,13 @@ def test_workers_and_interruptions_do_not_change_a_byte(recipe_file: Path, tmp_p
 
 
 def _wait_for_progress(folder: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until some lane has written its first rows, so that the kill falls into the middle."""
+    """Until this process has written rows, so that the kill falls into the middle of its work."""
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("progress-*")}
     for _ in range(600):
-        if list(folder.rglob("progress-*")) or process.poll() is not None:
+        assert process.poll() is None, "the build ended before it could be stopped"
+        if any(path.stat().st_mtime_ns != before.get(path) for path in folder.rglob("progress-0000[0-9]")):
             return
-        time.sleep(0.05)
+        time.sleep(0.02)
     raise AssertionError("the build never began")
 
 
@@ -183,6 +185,42 @@ def test_a_longer_stage_keeps_the_rows_of_a_shorter_one(recipe_file: Path, tmp_p
     assert len(many) > len(few)
     for number in range(len(few)):
         assert few.row(number)["input_ids"].tolist() == many.row(number)["input_ids"].tolist()
+
+
+def test_a_changed_recipe_takes_over_an_unfinished_build(recipe_file: Path) -> None:
+    with pytest.raises(ValueError, match="ran dry"):
+        build(load_recipe(recipe_file, ["data.sources.text.repeat=false", f"training.train_tokens={ROW * 4000}"]))
+    rows = open_rows(build(load_recipe(recipe_file, ["seed=5"])))
+    assert rows.manifest["recipe"]["seed"] == 5
+
+
+def test_notes_do_not_make_other_rows(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(load_recipe(recipe_file))
+    build(load_recipe(recipe_file, ["data.sources.text.license_note=mine", "data.sources.text.group=words"]))
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    recipe.rows_dir.mkdir(parents=True)
+    (recipe.rows_dir / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no rows; move it away"):
+        build(recipe)
+    assert (recipe.rows_dir / "thesis.txt").read_text() == "mine"
+
+
+def test_two_builds_in_one_folder_are_refused(recipe_file: Path) -> None:
+    from codetune.artifacts import exclusive
+
+    recipe = load_recipe(recipe_file)
+    with exclusive(recipe.run_dir, "a test"):
+        second = subprocess.run(_command(recipe_file), capture_output=True, text=True, check=False)
+    assert second.returncode == 2 and "another session" in second.stderr and "Traceback" not in second.stderr
+
+
+def test_rows_longer_than_the_context_are_refused_before_anything_is_built(recipe_file: Path) -> None:
+    with pytest.raises(ValueError, match="context of 128 positions"):
+        build(load_recipe(recipe_file, ["data.sequence_tokens=256", "training.batch_tokens=1024"]))
 
 
 def test_concatenated_rows_are_full_and_infill_only_whole_documents(recipe_file: Path) -> None:
@@ -224,8 +262,8 @@ def test_a_finished_build_is_kept_and_another_recipe_is_refused(recipe_file: Pat
     ("setting", "message"),
     [
         ("data.sources.text.repeat=false", "source `text` ran dry in lane"),
-        ("data.sources.text.max_passes=1.0", "`max_passes` is 1"),
-        ("data.lanes=500", "lower `data.lanes`|lower data.lanes"),
+        ("data.sources.text.max_passes=1", "`max_passes` is 1"),
+        ("data.lanes=500", "data.lanes"),
         ("data.sources.text.text_column=body", "body"),
         ("parent=missing/folder", "no tokenizer found"),
     ],

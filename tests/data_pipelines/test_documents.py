@@ -290,6 +290,55 @@ def test_a_file_that_shrank_since_the_plan_is_an_error(planned: Any, tmp_path: P
         read_all(plan)
 
 
+def test_every_parquet_file_is_checked_before_it_is_read(planned: Any, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"body": ["x"], "repo": ["r"]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"data\.sources\.code\.text_column is `text`, but b\.parquet has the columns body"):
+        read_all(planned(source("parquet", tmp_path / "*.parquet")))
+    pq.write_table(pa.table({"text": [1], "repo": ["r"]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"`text` of b\.parquet holds int64, not text"):
+        read_all(planned(source("parquet", tmp_path / "*.parquet")))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_file_that_cannot_be_read_is_named_with_its_source(planned: Any, tmp_path: Path, kind: str) -> None:
+    path = write_parquet(tmp_path / "a.parquet") if kind == "parquet" else write_lines(tmp_path / "a.jsonl")
+    plan = planned(source(kind, path))
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"data\.sources\.code: .*a\.{kind}: could not be read \(FileNotFoundError"):
+        read_all(plan)
+    path.write_bytes(b"PAR1 and then nothing of a table")
+    if kind == "parquet":
+        with pytest.raises(ValueError, match=r"data\.sources\.code: .*a\.parquet: could not be read \(ArrowInvalid"):
+            read_all(plan)
+
+
+def test_ids_are_unique_over_several_patterns_and_folders(planned: Any, tmp_path: Path) -> None:
+    for folder in ("m", "n"):
+        (tmp_path / folder / "code").mkdir(parents=True)
+        write_lines(tmp_path / folder / "x.jsonl", TEXTS[:2])
+        (tmp_path / folder / "code" / "x.py").write_text("x = 1\n")
+    lines = read_all(planned(source("jsonl", tmp_path / "m" / "*.jsonl", paths=(str(tmp_path / "n" / "*.jsonl"),))))
+    assert {document.id.partition(":")[0] for document in lines} == {"m/x.jsonl", "n/x.jsonl"}
+    assert len({document.id for document in lines}) == len(lines) == 4
+    folders = (str(tmp_path / "n" / "code"), str(tmp_path / "n"))  # one in another: its file is read once
+    files = read_all(planned(source("folder", tmp_path / "m" / "code", paths=folders, extensions=(".py",))))
+    assert sorted(document.id for document in files) == ["m/code/x.py", "n/code/x.py"]
+
+
+def test_names_that_are_no_unicode_stop_nothing(planned: Any, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / os.fsdecode(b"caf\xe9.py")).write_text("x = 1\n")
+    plan = pickle.loads(pickle.dumps(planned(source("folder", tmp_path / "r"))))
+    assert [document.id for document in read_all(plan)] == ["r/caf\\udce9.py"]
+    path = tmp_path / os.fsdecode(b"\xe9.jsonl")
+    path.write_bytes(b'{"text": "fine", "id": "\\ud800", "repo": "\\udfff"}\n{"text": "\\ud800", "id": "b", "repo": "b"}\n')
+    drops = Drops()
+    (found,) = read_all(planned(source("jsonl", path, id_column="id", group_column="repo")), drops=drops)
+    assert (found.text, found.id, found.group) == ("fine", "\\ud800", "\\udfff")
+    assert drops.as_dict() == {"code": {"undecodable": 1}}
+
+
 def test_filters_need_the_column_they_compare(planned: Any, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="`language_column`"):
@@ -451,6 +500,45 @@ def test_what_git_ignores_is_what_git_says(repositories: Path, planned: Any) -> 
     ours = {file.id for unit in planned(source("folder", one, extensions=(".py", ".go"))).units for file in unit.files}
     wanted = {f"one/{name}" for name in listed if name.endswith((".py", ".go")) and "_pb2" not in name}
     assert ours == wanted
+
+
+def test_ignore_files_above_the_folder_count_up_to_the_repository(planned: Any, tmp_path: Path) -> None:
+    files = {
+        ".gitignore": "*.py\n",  # of another repository, which the inner ones do not look at
+        ".git/HEAD": "ref",
+        "repo/.git/info/exclude": "excluded.py\n",
+        "repo/.gitignore": "secret*.py\n/src/rooted.py\n",
+        "repo/src/.gitignore": "!secret_no_more.py\n",
+        "repo/src/pkg/a.py": "x = 1\n",
+        "repo/src/pkg/secret_key.py": "x = 1\n",
+        "repo/src/pkg/secret_no_more.py": "x = 1\n",
+        "repo/src/pkg/excluded.py": "x = 1\n",
+        "repo/src/rooted.py": "x = 1\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    for folder, found in (("repo/src", "src/pkg"), ("repo/src/pkg", "pkg"), ("repo", "repo/src/pkg")):
+        documents = read_all(planned(source("folder", tmp_path / folder)))
+        assert {document.id for document in documents} == {f"{found}/a.py", f"{found}/secret_no_more.py"}
+
+
+def test_groups_of_folders_are_repositories_and_parts_of_a_single_one(planned: Any, tmp_path: Path) -> None:
+    def groups(folder: str, *files: str) -> dict[str, str]:
+        for name in files:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text("x = 1\n")
+        return {document.id: document.group for document in read_all(planned(source("folder", tmp_path / folder)))}
+
+    assert groups("deep", "team/one/.git/HEAD", "team/one/src/a.py", "team/two/.git/HEAD", "team/two/b.py", "c/d/e.py") == {
+        "deep/team/one/src/a.py": "deep/team/one",
+        "deep/team/two/b.py": "deep/team/two",
+        "deep/c/d/e.py": "deep/c",
+    }
+    parts = ["src/pkg/a.py", "src/pkg/sub/b.py", "tests/deep/c.py", "setup.py"]
+    expected = {"src/pkg/a.py": "/src/pkg", "src/pkg/sub/b.py": "/src/pkg", "tests/deep/c.py": "/tests/deep", "setup.py": ""}
+    assert groups("one", ".git/HEAD", *parts) == {f"one/{name}": f"one{group}" for name, group in expected.items()}
+    assert groups("flat", "a.py", "b.py") == {"flat/a.py": "flat", "flat/b.py": "flat"}
 
 
 def test_extensions_and_languages_choose_files_of_a_folder(planned: Any, repositories: Path) -> None:

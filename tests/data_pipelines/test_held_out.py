@@ -105,6 +105,28 @@ def test_boilerplate_says_nothing() -> None:
     assert not held_out_of({"code": three}, 0.1, {}).is_near_copy(licence)
 
 
+def test_equal_texts_are_known_however_short_and_wherever_they_stand() -> None:
+    short = document("def a():\n    return 1\n")
+    whole = text("in two groups")
+    known = held_out_of({"code": (short, document(whole, "g1"), document(whole, "g2"), document(whole, "g3"))}, 0.1, {})
+    assert known.is_near_copy(short.text)
+    assert known.is_near_copy("def a():\r\n\treturn 1")  # but for the space in it
+    assert not known.is_near_copy("def a():\n    return 2\n")
+    assert not known.is_near_copy("def a():\n    return 1\n    # and more\n")
+    assert known.is_near_copy(whole)
+    assert known.is_near_copy(whole + "x = 1  # one more line, which is long enough\n")
+
+
+def test_a_source_that_nothing_is_held_out_of_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(write(tmp_path / "a.jsonl", 40), tmp_path)
+    collect_held_out([found], HeldOutSettings(fraction=0.5, documents_per_source=4))
+    collect_held_out([found], HeldOutSettings(fraction=0.0, documents_per_source=0))
+    assert capsys.readouterr().err == ""
+    collect_held_out([found], HeldOutSettings(fraction=0.0, documents_per_source=4))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "nothing of data.sources.code: none of the 120 documents" in line and "raise data.held_out.fraction (0)" in line
+
+
 def test_near_copies_are_dropped_and_counted_across_sources(tmp_path: Path) -> None:
     found = plan(write(tmp_path / "a.jsonl"), tmp_path)
     held_out = collect_held_out([found], HeldOutSettings(fraction=0.05, documents_per_source=10))

@@ -62,6 +62,13 @@ def test_at_any_point_a_source_is_off_by_at_most_one_longest_sample() -> None:
     assert np.abs(tokens / tokens.sum() - shares).max() < 0.001  # 0.1 points
 
 
+def test_shares_that_are_rounded_down_never_run_out_of_sources() -> None:
+    streams = [_Lengths(itertools.cycle([4096])) for _ in range(3)]
+    stream = mixed_stream(streams, [0.3333333] * 3, 4096, lambda: 4096)
+    taken = [sample.source for sample in itertools.islice(stream, 30_000)]
+    assert [taken.count(source) for source in range(3)] == [10_000] * 3
+
+
 def test_no_sample_is_longer_than_the_room() -> None:
     streams = [_Lengths(itertools.cycle([100])), _Lengths(itertools.cycle([7]))]
     assert all(len(sample) <= 16 for sample in itertools.islice(mixed_stream(streams, [0.5, 0.5], 16, lambda: 16), 200))
