@@ -6,6 +6,7 @@ upgrade breaks something, it breaks here and `tests/codetune/test_adapter.py` sa
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,10 @@ from codetune.steps import Steps
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+# subtle: transformers' Trainer imports peft and this one where they are installed, and on a CPU it warns of a kernel that it
+# would fetch from the Hub; the level must be set before that import
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 EXTRAS = ("tensorboard", "wandb")  # reporters that setup.cfg has an extra for
 EXPORT_SHARD_SIZE = "5GB"  # the library's default of 50 GB makes files that few readers like
@@ -68,6 +73,16 @@ def training_arguments(recipe: Recipe, steps: Steps, bf16: bool) -> TrainingArgu
         ddp_find_unused_parameters=False,
         push_to_hub=False,
     )
+
+
+def layout_of(arguments: TrainingArguments) -> str:
+    """How the launcher has the model shared out over ranks: none, ddp, zero1, zero2, zero3 or fsdp."""
+    plugin = arguments.deepspeed_plugin
+    if plugin is not None:
+        return f"zero{plugin.zero_stage}"
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        return "fsdp"
+    return "ddp" if arguments.world_size > 1 else "none"
 
 
 def check_reporters(names: Sequence[str]) -> None:

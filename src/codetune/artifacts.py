@@ -40,6 +40,8 @@ VERSIONED = (
     "accelerate",
     "trl",
     "deepspeed",
+    "peft",
+    "bitsandbytes",
     "datatrove",
     "pyarrow",
     "numpy",

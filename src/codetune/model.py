@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from codetune import adapter
+from codetune import adapter, lora
 from codetune.artifacts import MANIFEST, Rows, model_hash, read_json
 from codetune.recipe import Recipe
 from codetune.tokens import Codec, open_codec
@@ -118,10 +118,12 @@ def use_bf16(recipe: Recipe) -> bool:
 
 
 def load_model(recipe: Recipe, parent: Parent) -> Any:
-    """The parent as a causal language model with a fused loss head, and with another RoPE base where the recipe says one.
+    """The parent as a causal language model with a fused loss head; with another RoPE base and with adapters where the
+    recipe says so.
 
     Raises:
-        ValueError: an attention implementation that is not installed, or a checkpoint with weights missing.
+        ValueError: an attention implementation that is not installed, a checkpoint with weights missing, or adapters that
+            this model cannot have.
     """
     from transformers import AutoModelForCausalLM
 
@@ -136,6 +138,7 @@ def load_model(recipe: Recipe, parent: Parent) -> Any:
             dtype=getattr(torch, recipe.model.weights_dtype),  # always said: the default follows the file
             attn_implementation=recipe.model.attention,
             output_loading_info=True,
+            quantization_config=lora.quantization_config(recipe, use_bf16(recipe)),
         )
     except ImportError as error:
         raise ValueError(
@@ -152,6 +155,8 @@ def load_model(recipe: Recipe, parent: Parent) -> Any:
         check_rope(model, recipe.model.rope_base)
     model.config.use_cache = False
     adapter.add_fused_head(model)
+    if recipe.model.lora is not None:
+        model = lora.add_lora(model, recipe.model.lora, parent.codec, recipe.seed)
     return model
 
 
@@ -242,8 +247,10 @@ def _document_spans(position_ids_T: torch.Tensor) -> list[tuple[int, int]]:
 # Arithmetic
 
 
-def training_flops_per_token(config: Any, sequence_tokens: int) -> int:
+def training_flops_per_token(config: Any, sequence_tokens: int, adapter_weights: int | None = None) -> int:
     """Floating-point operations of forward and backward per token: 6 per weight in a matmul, and causal attention.
+
+    With `adapter_weights` in adapters the others have no gradient of their own: 4 per weight, and 6 per adapter's weight.
 
     Attention counts half of `sequence_tokens` keys per query on average (causal), as if a row were one document: where
     documents are isolated the true number is smaller. The embedding is a look-up and counts nothing; recomputation under
@@ -258,7 +265,8 @@ def training_flops_per_token(config: Any, sequence_tokens: int) -> int:
     per_layer = text.hidden_size * (2 * queries + 2 * keys) + 3 * text.hidden_size * text.intermediate_size
     weights = text.num_hidden_layers * per_layer + text.vocab_size * text.hidden_size
     attention = text.num_hidden_layers * 2 * 2 * queries * sequence_tokens // 2
-    return 6 * weights + 3 * attention
+    matmuls = 6 * weights if adapter_weights is None else 4 * weights + 6 * adapter_weights
+    return matmuls + 3 * attention
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,19 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters in place of training all weights (docs/adapters.md)."""
+
+    rank: int = _number(64, low=1)  # columns of each pair of matrices
+    alpha: float = _number(128.0, above=0.0)  # the product of a pair is scaled by alpha / rank
+    dropout: float = _number(0.0, low=0.0, below=1.0)  # of what goes into a pair, while training
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    train_new_tokens: bool = True  # the infilling tokens' rows of embedding and head are trained too
+    quantization: Literal["none", "nf4"] = "none"  # nf4: the weights that are not trained are held in 4 bits (QLoRA)
+    double_quantization: bool = True  # with nf4, their scales are quantized too
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """How the parent is loaded."""
 
@@ -141,6 +154,7 @@ class ModelSettings:
     loss_head: Literal["fused", "logits"] = "fused"  # fused never holds all logits (trl's chunked head)
     activation_checkpointing: bool = False
     rope_base: float | None = _number(None, low=1.0)  # none: the parent's
+    lora: LoraSettings | None = None  # none: all weights are trained
 
 
 @dataclass(frozen=True)
@@ -234,6 +248,11 @@ class Recipe:
     def model_dir(self) -> Path:
         """The finished checkpoint."""
         return self.run_dir / "model"
+
+    @property
+    def adapter_dir(self) -> Path:
+        """The finished adapter alone, where `model.lora` trains one; `model_dir` has it merged."""
+        return self.run_dir / "adapter"
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -512,6 +531,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
         problems += _training_contradictions(recipe, recipe.training)
     if recipe.base is not None:
         problems += _base_contradictions(recipe.base, recipe.data)
+    if recipe.model.lora is not None:
+        problems += _lora_contradictions(recipe, recipe.model.lora)
     if recipe.training is not None and recipe.data is None:
         problems.append("`training` without `data`: say what to train on")
     return problems
@@ -590,6 +611,23 @@ def _training_contradictions(recipe: Recipe, training: TrainingSettings) -> list
             f"`optimizer.warmup_tokens` ({optimizer.warmup_tokens}) is not less than `training.train_tokens` "
             f"({training.train_tokens})"
         )
+    return problems
+
+
+def _lora_contradictions(recipe: Recipe, lora: LoraSettings) -> list[str]:
+    problems = []
+    if recipe.base is not None and recipe.base.origin == "scratch":
+        problems.append("`model.lora` in a recipe whose base is made from scratch: random weights need training whole")
+    if not lora.target_modules:
+        problems.append("`model.lora.target_modules` is empty; name the linear layers that get an adapter, such as q_proj")
+    whole = [name for name in lora.target_modules if name in ("lm_head", "embed_tokens")]
+    if whole:
+        problems.append(
+            f"`model.lora.target_modules` names {whole[0]}: the fused loss head reads the head's weight by itself and would "
+            "pass over an adapter; take it out (`train_new_tokens` trains the infilling tokens' rows)"
+        )
+    if lora.quantization == "none" and not lora.double_quantization:
+        problems.append("`model.lora.double_quantization` is set, but nothing is quantized; write `quantization: nf4`")
     return problems
 
 

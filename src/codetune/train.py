@@ -33,7 +33,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from codetune import adapter, probes
+from codetune import adapter, lora, probes
 from codetune.artifacts import (
     HELD_OUT,
     MANIFEST,
@@ -114,6 +114,7 @@ def train(recipe: Recipe) -> Path:
     with exclusive(recipe.run_dir, "training") if is_main_process() else contextlib.nullcontext():
         if is_main_process():
             remove_leftovers(recipe.run_dir, recipe.model_dir.name)
+            remove_leftovers(recipe.run_dir, recipe.adapter_dir.name)
         if is_finished(recipe):
             say(f"{recipe.model_dir} is there already, made with this recipe; remove it to train again")
             return recipe.model_dir
@@ -138,6 +139,8 @@ def run(recipe: Recipe) -> Path:
     adapter.check_reporters(recipe.need_training().report_to)
     arguments = adapter.training_arguments(recipe, steps, bf16)
     adapter.check_arguments(arguments, steps.world_size, bf16)
+    if recipe.model.lora is not None:
+        lora.check_layout(recipe.model.lora, parent.codec, adapter.layout_of(arguments))
 
     dataset = RowDataset(rows, recipe.seed, steps.rows)
     collator = make_collator(recipe, rows, parent)
@@ -325,6 +328,9 @@ def make_trainer(
     """A stock trainer with the mixin, the shared callbacks and a session."""
     bf16 = arguments.bf16
     training, optimizer = recipe.need_training(), recipe.need_optimizer()
+    trained = None if recipe.model.lora is None else lora.trained_weights(model)
+    if trained is not None:
+        say(str(trained))
     peak = peak_flops(bf16)
     say(f"precision {'bf16' if bf16 else 'fp32'}; MFU against {peak.origin}: {_tera(peak.flops)}")
     session = Session(
@@ -347,7 +353,9 @@ def make_trainer(
             "parent": parent.describe(),
             "rows": rows.manifest["fingerprint"],
         },
-        flops_per_token=training_flops_per_token(model.config, collator.sequence_tokens),
+        flops_per_token=training_flops_per_token(
+            model.config, collator.sequence_tokens, None if trained is None else trained.adapter
+        ),
         peak_flops=peak.flops,
         complete=partial(add_tokenizer_and_recipe, recipe, parent),
     )
@@ -409,37 +417,47 @@ def export(
         say(probes.losses_table(session.held_out))
     ledger = trainer.settle_ledger().to_dict(session.sequence_tokens)
     infilling = measure_infilling(recipe, trainer, rows, parent, samples)
-    state = accelerator.get_state_dict(trainer.model_wrapped)
+    logits = None
+    ids_BT = torch.as_tensor(rows.row(0)["input_ids"][: lora.CHECK_TOKENS].astype("int64"))[None]
+    if recipe.model.lora is not None:
+        logits = lora.adapter_logits(trainer.model_wrapped, accelerator.unwrap_model(trainer.model_wrapped), ids_BT)
+    state: Any = accelerator.get_state_dict(trainer.model_wrapped)
     failure: list[str | None] = [f"{recipe.model_dir} was not written; the main process says why"]
     try:
         if accelerator.is_main_process:
             model: Any = accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+            model.config.use_cache = True  # off while training; whoever loads the model wants it
+            manifest = {
+                "recipe": recipe.to_dict(),
+                "parent": parent.describe(),
+                "rows": {name: value for name, value in rows.manifest.items() if name not in ("recipe", "files")},
+                "tokenizer": parent.codec.fingerprint,
+                "rope": model.config.get_text_config().rope_parameters,
+                "steps": session.steps.total,
+                "tokens": session.steps.total * session.steps.batch_tokens,
+                "ledger": ledger,
+                "held_out": session.held_out,
+                "infilling": infilling,
+                "seconds": ledger["seconds"],
+                "session": {
+                    "resumed_from": None if resumed_from is None else resumed_from.name,
+                    "rows_read_by_main_rank": rows_read,
+                },
+                "versions": software_versions(),
+                "hardware": hardware(accelerator.num_processes),
+            }
+            if logits is not None:
+                with whole_folder(recipe.adapter_dir) as folder:
+                    lora.save_adapter(model, state, folder)
+                    seal_finished(recipe, parent, folder, manifest)
             with whole_folder(recipe.model_dir) as folder:
-                model.config.use_cache = True  # off while training; whoever loads the model wants it
-                model.save_pretrained(folder, state_dict=state, max_shard_size=adapter.EXPORT_SHARD_SIZE)
-                for weights in folder.glob("*.safetensors"):
-                    shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody else read them
-                add_tokenizer_and_recipe(recipe, parent, folder)
-                manifest = {
-                    "recipe": recipe.to_dict(),
-                    "parent": parent.describe(),
-                    "rows": {name: value for name, value in rows.manifest.items() if name not in ("recipe", "files")},
-                    "tokenizer": parent.codec.fingerprint,
-                    "rope": model.config.get_text_config().rope_parameters,
-                    "steps": session.steps.total,
-                    "tokens": session.steps.total * session.steps.batch_tokens,
-                    "ledger": ledger,
-                    "held_out": session.held_out,
-                    "infilling": infilling,
-                    "seconds": ledger["seconds"],
-                    "session": {
-                        "resumed_from": None if resumed_from is None else resumed_from.name,
-                        "rows_read_by_main_rank": rows_read,
-                    },
-                    "versions": software_versions(),
-                    "hardware": hardware(accelerator.num_processes),
-                }
-                seal_folder(folder, manifest)
+                if logits is not None:
+                    check = lora.save_merged(model, state, folder, ids_BT, logits, exact=not trainer.args.bf16)
+                    manifest["merged"] = check.to_dict()
+                    say(str(check))
+                else:
+                    model.save_pretrained(folder, state_dict=state, max_shard_size=adapter.EXPORT_SHARD_SIZE)
+                seal_finished(recipe, parent, folder, manifest)
             failure = [None]
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(recipe.run_dir).free / 2**20
@@ -453,6 +471,14 @@ def export(
         raise ValueError(failure[0])
     say(f"finished: {recipe.model_dir}")
     return recipe.model_dir
+
+
+def seal_finished(recipe: Recipe, parent: Parent, folder: Path, manifest: dict[str, Any]) -> None:
+    """Put beside finished weights what makes them a checkpoint, its manifest last."""
+    add_tokenizer_and_recipe(recipe, parent, folder)
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "recipe.yaml", weights)  # safetensors lets nobody else read them
+    seal_folder(folder, manifest)
 
 
 def add_tokenizer_and_recipe(recipe: Recipe, parent: Parent, folder: Path) -> None:
