@@ -14,6 +14,8 @@ ACCELERATE ?=#                                   which machines, such as recipes
 WORKERS ?=#                                      lanes built at once; none: one per core
 FILE ?=#                                         fim: the file to show; pin: one recipe
 ROW ?=#                                          explain: the number of a row
+STEP ?=#                                         spikes: one step by number; none: all that were written down
+MINUTES ?=#                                      training: a time budget; the run saves and ends before it does
 ONLY ?=#                                         bench: one benchmark by name; none: the list
 FORCE ?=#                                        bench: 1 measures again what has a result
 PYTEST_ARGS ?=#                                  test: such as PYTEST_ARGS="tests/codetune -k recipe"
@@ -52,9 +54,9 @@ endif
 build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
 # One process needs no launcher, which would hide its messages and end before it does on Ctrl-C.
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
-train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2)
+train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup demo base data stage1 pin fim explain probes bench test check format clean need-base need-rows
+.PHONY: help setup demo base data stage1 pin fim explain spikes probes bench test check format clean need-base need-rows
 
 help: ## these lines
 	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
@@ -145,6 +147,9 @@ fim: $(SET_UP) ## show FILE=... as plain, PSM and SPM, the four tokens visible
 explain: $(SET_UP) ## print the documents of a row: ROW=17 (STAGE=stage1)
 	@test -n '$(ROW)' || { echo 'error: say which row: make explain ROW=0' >&2; exit 2; }
 	@$(PY) -m data_pipelines.build --recipe recipes/$(STAGE)/$(SIZE).yaml $(SETTINGS) --explain $(ROW)
+
+spikes: $(SET_UP) ## print the rows of steps whose loss leapt or that were left out, the worst first (STEP=412: one of them)
+	@$(PY) -m data_pipelines.spikes --recipe recipes/$(STAGE)/$(SIZE).yaml $(SETTINGS) $(if $(STEP),--step $(STEP))
 
 probes: $(SET_UP) ## held-out losses, stop rate and first-line match of a stage's checkpoint (STAGE=stage1)
 	@$(PY) -m codetune.probes --checkpoint $(RUNS)/$(SIZE)/$(STAGE)/model --rows $(RUNS)/$(SIZE)/$(STAGE)/rows

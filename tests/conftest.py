@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import multiprocessing
 import os
 import random
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +111,66 @@ def save_tiny_llama(folder: Path, tokenizer: Any, **changes: Any) -> Path:
 @pytest.fixture(scope="session")
 def tiny_codec(tiny_parent: Path) -> Codec:
     return open_codec(tiny_parent)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Any:
+    """Real processes without the seconds of importing torch in each of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["codetune.train"])
+    return context
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """`wait_until(condition, running)`: look until it holds, for some minutes at most and while `running()` is true."""
+
+    def wait(condition: Callable[[], bool], running: Callable[[], bool] = lambda: True, seconds: float = 300) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert running(), "the process ended before what was waited for"
+            assert time.monotonic() < end, "waited too long"
+            time.sleep(0.0005)
+
+    return wait
+
+
+UNUSED_TOKEN = 5  # a byte that no toy text has
+
+
+@dataclasses.dataclass(frozen=True)
+class Poison:
+    """A parent in which the embedding of one token is NaN, and rows that are given that token."""
+
+    parent: Path
+
+    def row(self, rows_dir: Path, number: int) -> None:
+        """Write a row anew, with the token in it."""
+        rows = artifacts.open_rows(rows_dir)
+        lane = number % rows.lanes
+        packed = []
+        for other in range(lane, len(rows), rows.lanes):
+            row = {item.name: rows.row(other)[item.name] for item in dataclasses.fields(artifacts.PackedRow)}
+            ids = np.array(row["input_ids"])
+            assert UNUSED_TOKEN not in ids
+            ids[1] = UNUSED_TOKEN if other == number else ids[1]
+            packed.append(artifacts.PackedRow(**{**row, "input_ids": ids}))
+        writer = artifacts.LaneWriter(rows_dir / f"lane-{lane:05d}.arrow", rows.manifest["vocabulary_size"])
+        writer.write(packed)
+        writer.close()
+
+
+@pytest.fixture(scope="session")
+def poison(tiny_parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Poison:
+    """Rows that are not finite in the middle of the model."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("poisoned") / "model"
+    shutil.copytree(tiny_parent, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][UNUSED_TOKEN] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return Poison(folder)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -171,6 +172,34 @@ def drop_default_printers(trainer: Any) -> None:
 
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+
+
+def copy_in_memory(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy in the memory of the processor, which training does not change; tensors that share memory still do.
+
+    The stager is that of torch's own asynchronous checkpoints.
+    """
+    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+    options = StagingOptions(
+        use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
+    )
+    copied: Any = DefaultStager(options).stage(state)
+    return copied
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Of weights and AdamW's two states, all ranks together; DeepSpeed keeps a weight's true size beside an empty tensor."""
+    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight) for weight in model.parameters()]
+    return sum(count * (weight.element_size() + (8 if weight.requires_grad else 0)) for count, weight in sizes)
+
+
+def save_optimizer_files(folder: Path, optimizer: dict[str, Any], schedule: dict[str, Any]) -> None:
+    """Write both states as the library's trainer does, and loads them."""
+    from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+    torch.save(optimizer, folder / OPTIMIZER_NAME)
+    torch.save(schedule, folder / SCHEDULER_NAME)
 
 
 def drop_gradients(model: nn.Module) -> None:

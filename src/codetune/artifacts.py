@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 MANIFEST = "manifest.json"
+SKIPPED_STEPS = "skipped_steps.jsonl"  # in a run's folder: steps that leapt or were left out, with their rows
 HASHED_BYTES = 256 * 2**20  # files up to this size are hashed in a checkpoint's manifest, larger ones compared by size
 LAYOUTS = ("plain", "psm", "spm")
 KINDS = ("document", "instruct", "self_instruct", "rehearsal_code", "rehearsal_text")
@@ -168,6 +169,11 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
             raise ValueError(
                 f"{what}: another session (process {holder}) is working in {folder}; wait for it, or stop it"
             ) from None
+        except OSError as error:
+            raise ValueError(
+                f"{folder}: files there cannot be locked ({error}), so that two sessions could work in it at once; choose a "
+                "file system with flock for `runs` (on Lustre: mount it with `flock`)"
+            ) from error
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
@@ -464,12 +470,12 @@ def why_invalid(folder: Path, check_hashes: bool = True) -> str | None:
     return None
 
 
-def newest_valid_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_valid_checkpoint(folder: Path, check_hashes: bool = True) -> tuple[Path | None, list[str]]:
     """The newest `checkpoint-<step>` that is as it was sealed, and a sentence for each newer one that is not."""
     skipped = []
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
-        reason = why_invalid(path)
+        reason = why_invalid(path, check_hashes)
         if reason is None:
             return path, skipped
         skipped.append(f"{path}: skipped, {reason}")

@@ -1,4 +1,4 @@
-"""Callbacks that every stage shares: the metrics file, the progress bar, when to measure and save, and being asked to stop.
+"""Callbacks that every stage shares: the metrics file, the progress bar, when to measure, to save and to stop.
 
 What comes in: the trainer's events. What goes out: `metrics.jsonl` (always; TensorBoard and others get the same figures by
 `report_to`), a bar in tokens with the time left, and a run that ends at a step with a sealed checkpoint when it is asked to
@@ -7,13 +7,8 @@ end. Lines of steps that a resumed run makes again are taken out of the files fi
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import sys
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +37,20 @@ class RunControl(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step == 0:
-            self.trainer._evaluate(None, None)  # what the parent can do already
-        self.trainer.start_clock()
+        self.trainer.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         session = self.trainer.session
         last = state.global_step >= state.max_steps
         if state.global_step % session.steps.evaluate_every == 0 or last:
             control.should_evaluate = True
-        if session.stop_agreed and not last:
+        every = session.steps.keep_every
+        if session.requests.save or (every is not None and state.global_step % every == 0):
+            control.should_save = True
+        if session.requests.stop is not None and not last:
             control.should_save = control.should_training_stop = True
-        if control.should_save:
+        self.trainer.report_save()
+        if control.should_save or control.should_evaluate:  # a stop while measuring makes a save of it
             control.should_log = True  # so that a resumed run averages over the same steps
 
 
@@ -159,28 +156,3 @@ def keep_lines_up_to(path: Path, step: int) -> None:
     temporary = path.with_name(f".{path.name}.shortened")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def stop_on_signals(session: Session) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM ask for an end at the next step, with a checkpoint; the second one ends at once.
-
-    Yields the list of signals received.
-    """
-    received: list[int] = []
-
-    def ask(number: int, _: types.FrameType | None) -> None:
-        received.append(number)
-        session.stop_requested = True
-        signal.signal(number, previous[number])
-        # not print: it may be interrupted in the middle of its own buffer
-        os.write(sys.stderr.fileno(), b"\nstopping after this step, with a checkpoint (once more: at once)\n")
-
-    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        signal.signal(number, ask)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -3,10 +3,9 @@
 What comes in: rows on disk and a seed. What goes out: dicts of tensors, the only kind of batch the model sees. Legend:
 B rows, T tokens (`sequence_tokens`), K = sources x layouts.
 
-    input_ids_BT     the row, padded at the end
+    input_ids_BT     the row, padded at the end; a row that the recipe skips is all padding
     labels_BT        -100 on padding, at the first token of what is attended to (nothing before it foretells it: of every
-                     document where they are isolated, else of the row), outside the loss mask, and on rows that the
-                     recipe skips
+                     document where they are isolated, else of the row), and outside the loss mask
     position_ids_BT  starts again at every document where documents are isolated, the padding being one more; else 0 to T - 1
 
 There is no attention mask, on purpose: transformers isolates documents by positions that start again only where there is
@@ -99,14 +98,16 @@ class RowCollator:
         if length > total:
             raise ValueError(f"row {row['row_number']} has {length} tokens, more than `data.sequence_tokens` ({total})")
         input_ids_T = np.full(total, self.pad_id, np.int64)
+        if row["row_number"] in self.skip_rows:
+            # not even read: nothing learnt from a row does not keep what is not finite in it from the gradient
+            return input_ids_T, np.full(total, -100, np.int64), np.arange(total)
         input_ids_T[:length] = row["input_ids"]
         lengths = [*row["document_lengths"].tolist(), *([total - length] if length < total else [])]
         starts = np.cumsum([0, *lengths[:-1]])
         labels_T = np.full(total, -100, np.int64)
-        if row["row_number"] not in self.skip_rows:
-            learnt_T = expand_runs(row["loss_runs"], length)
-            labels_T[:length] = np.where(learnt_T, input_ids_T[:length], -100)
-            labels_T[starts if self.isolate_documents else 0] = -100
+        learnt_T = expand_runs(row["loss_runs"], length)
+        labels_T[:length] = np.where(learnt_T, input_ids_T[:length], -100)
+        labels_T[starts if self.isolate_documents else 0] = -100
         position_ids_T = np.arange(total)
         if self.isolate_documents:
             position_ids_T = position_ids_T - np.repeat(starts, lengths)

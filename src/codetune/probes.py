@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,12 @@ def held_out_losses(
     tokens_per_batch: int,
     accelerator: Any = None,
     cut: str = "span",
+    poll: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Figures per source, and per group of sources, named `held_out/<source>/<figure>`, of one kind of cut.
 
     With an accelerator, batches are shared out over its ranks; all make the same number of forward passes, as sharded models
-    need. The model must have a fused head.
+    need. The model must have a fused head. `poll` is called before every batch, on all ranks alike; it may raise.
     """
     samples = [sample for sample in samples if sample.layout == "plain" or sample.cut == cut]
     sources = sorted({sample.source for sample in samples})
@@ -82,6 +83,8 @@ def held_out_losses(
     was_training = model.training
     model.eval()
     for place in range(rank, -(-len(batches) // world) * world, world):
+        if poll is not None:
+            poll()
         batch = [samples[index] for index in batches[place % len(batches)]]
         losses_BT = sample_losses(model, batch, device)
         if place < len(batches):  # the rest are there so that every rank does as many
@@ -171,6 +174,7 @@ def infill_report(
     prompts_per_layout: int,
     new_tokens: int,
     tokens_per_batch: int = 8192,
+    poll: Callable[[], None] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Greedy infilling: form (psm, spm, prefix_only) -> source, group of several, and `all` -> rates between 0 and 1.
 
@@ -184,7 +188,7 @@ def infill_report(
         prompts = [_prompt(codec, form, sample) for sample in chosen]
         end = codec.infill.end if form != "prefix_only" else None
         stops = [token for token in (end, codec.eos_id) if token is not None]
-        completions = generate_greedy(model, prompts, stops, codec.pad_id, new_tokens, tokens_per_batch)
+        completions = generate_greedy(model, prompts, stops, codec.pad_id, new_tokens, tokens_per_batch, poll)
         scores = [score_completion(codec, form, *pair) for pair in zip(chosen, completions, strict=True)]
         names = [sample.source for sample in chosen]
         lines = {"all": set(names)} | {name: {name} for name in sorted(set(names))}
@@ -251,6 +255,7 @@ def generate_greedy(
     pad_id: int,
     new_tokens: int,
     tokens_per_batch: int,
+    poll: Callable[[], None] | None = None,
 ) -> list[list[int]]:
     """New ids of each prompt, up to and with the first stop id; prompts are batched by length and padded on the left."""
     from transformers import GenerationConfig
@@ -267,6 +272,8 @@ def generate_greedy(
     model.eval()
     completions: list[list[int]] = [[] for _ in prompts]
     for batch in length_batches([len(prompt) + new_tokens for prompt in prompts], tokens_per_batch):
+        if poll is not None:
+            poll()
         longest = max(len(prompts[index]) for index in batch)
         input_ids_BT = torch.full((len(batch), longest), pad_id, dtype=torch.int64)
         attention_mask_BT = torch.zeros_like(input_ids_BT)

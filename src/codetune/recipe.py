@@ -202,9 +202,13 @@ class TrainingSettings:
     micro_batch_rows: int = _number(1, low=1)  # per rank, forward and backward at once
     log_tokens: int | None = _number(None, low=1)  # none: a hundred times in the run
     evaluate_tokens: int | None = _number(None, low=1)  # none: five times in the run
-    save_tokens: int | None = _number(None, low=1)  # none: ten times in the run
-    keep_checkpoints: int = _number(2, low=1)
-    max_skipped_in_a_row: int = _number(5, low=1)  # steps with a non-finite loss or gradient before the run stops
+    save_tokens: int | None = _number(None, low=1)  # between checkpoints; none: ten times in the run
+    keep_checkpoints: int = _number(2, low=1)  # the newest of them stay, older ones are deleted
+    keep_tokens: int | None = _number(None, low=1)  # between checkpoints that are never deleted; none: no such ones
+    background_saves: bool = True  # write while training goes on; costs a copy of weights and optimizer state in memory
+    max_skipped_in_a_row: int = _number(5, low=1)  # steps left out before the run stops
+    spike_deviations: float | None = _number(8.0, above=0.0)  # above the running median: a loss spike; none: not looked for
+    spikes: Literal["record", "skip"] = "record"  # a spike's step is written down; skip: left out, too
     skip_rows: tuple[int, ...] = ()  # row numbers that keep their place but are not learnt from
     loader_workers: int = _number(0, low=0)
     report_to: tuple[str, ...] = ()  # tensorboard, wandb, ...; the JSONL log is always written

@@ -27,6 +27,7 @@ class Steps:
     evaluate_every: int
     save_every: int
     batch_tokens: int
+    keep_every: int | None = None  # checkpoints that are never deleted
 
     @property
     def rows(self) -> int:
@@ -78,6 +79,7 @@ def derive_steps(recipe: Recipe, world_size: int) -> Steps:
         evaluate_every=_interval(training.evaluate_tokens, training.batch_tokens, total, times=5),
         save_every=_interval(training.save_tokens, training.batch_tokens, total, times=10),
         batch_tokens=training.batch_tokens,
+        keep_every=None if training.keep_tokens is None else max(1, round(training.keep_tokens / training.batch_tokens)),
     )
 
 

@@ -8,7 +8,9 @@ number of devices:
     accelerate launch -m codetune.train --recipe recipes/stage1/7b.yaml --set training.micro_batch_rows=2
 
 Started again, it goes on from the newest whole checkpoint and ends with the same weights, to the bit, as if it had not
-stopped (same number of ranks and threads). Weight decay is on matrices, embedding and head included, and not on norms.
+stopped (same number of ranks and threads). It ends with code 0 when the model is there, 75 when it was asked to stop and has
+saved (start it again), 130 after Ctrl-C, 2 with a message about something to mend. Weight decay is on matrices, embedding
+and head included, and not on norms.
 """
 
 from __future__ import annotations
@@ -20,9 +22,8 @@ import logging
 import os
 import platform
 import shutil
-import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ from codetune import adapter, lora, probes
 from codetune.artifacts import (
     HELD_OUT,
     MANIFEST,
+    SKIPPED_STEPS,
     HeldOutSample,
     Rows,
     exclusive,
@@ -53,8 +55,10 @@ from codetune.artifacts import (
     why_invalid,
     write_json,
 )
-from codetune.callbacks import IsolationCheck, MetricsFile, ProgressBar, RunControl, keep_lines_up_to, stop_on_signals
+from codetune.callbacks import IsolationCheck, MetricsFile, ProgressBar, RunControl, keep_lines_up_to
+from codetune.checkpoints import estimated_save_seconds, longest_save_seconds, remove_leftovers
 from codetune.collate import RowCollator, RowDataset
+from codetune.guard import SpikeWatch
 from codetune.model import (
     Parent,
     check_parent,
@@ -67,7 +71,8 @@ from codetune.model import (
 )
 from codetune.recipe import DECIDE_NO_ROW, Recipe, load_recipe
 from codetune.steps import Steps, derive_steps
-from codetune.trainer import Ledger, RowTrainer, Session, remove_leftovers
+from codetune.stopping import ENDED, EXIT_CODES, Interrupted, Requests, StopAgreed, end_of_budget, write_ended
+from codetune.trainer import Ledger, RowTrainer, Session
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -90,38 +95,65 @@ FREE_TO_CHANGE = (
     "training.evaluate_tokens",
     "training.save_tokens",
     "training.keep_checkpoints",
+    "training.keep_tokens",
+    "training.background_saves",
+    "training.spike_deviations",
+    "training.spikes",
     "training.max_skipped_in_a_row",
     "training.skip_rows",
 )
 
 
-class Interrupted(Exception):
-    """The run was asked to end and has, with a sealed checkpoint."""
-
-    def __init__(self, number: int, checkpoint: str) -> None:
-        super().__init__(f"stopped; the same command goes on from {checkpoint}")
-        self.exit_code = 128 + number
-
-
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe, minutes: float | None = None, grace_seconds: float | None = None) -> Path:
     """Train as the recipe says, and return the folder of the finished model.
+
+    `minutes` is a budget that began with the process: the run saves and ends before it does. `grace_seconds` is how long
+    after a signal the machine waits before it kills: a save that is not sealed by then is given up.
 
     Raises:
         ValueError: rows, parent, output folder, launcher and recipe do not fit together; the message says which and what
             to do.
-        Interrupted: asked to stop by a signal; a checkpoint was saved.
+        Interrupted: asked to stop; what the run can go on from is whole.
     """
-    with exclusive(recipe.run_dir, "training") if is_main_process() else contextlib.nullcontext():
+    requests = Requests(recipe.run_dir, is_main_process(), end_of_budget(minutes), grace_seconds)
+    with exclusive(recipe.run_dir, "training") if is_main_process() else contextlib.nullcontext(), ended(recipe):
         if is_main_process():
             remove_leftovers(recipe.run_dir, recipe.model_dir.name)
             remove_leftovers(recipe.run_dir, recipe.adapter_dir.name)
         if is_finished(recipe):
             say(f"{recipe.model_dir} is there already, made with this recipe; remove it to train again")
             return recipe.model_dir
-        return run(recipe)
+        for name in requests.remove_old_files():
+            say(f"{recipe.run_dir / name} is from before this run began; removed")
+        with requests.listen():
+            return run(recipe, requests)
 
 
-def run(recipe: Recipe) -> Path:
+@contextlib.contextmanager
+def ended(recipe: Recipe) -> Iterator[None]:
+    """Leave `ended.json`, which says how the session ended; the main rank's."""
+    if not is_main_process():
+        yield
+        return
+    (recipe.run_dir / ENDED).unlink(missing_ok=True)
+    try:
+        yield
+    except Interrupted as end:
+        state = "stopped" if end.exit_code == EXIT_CODES["stopped"] else "interrupted"
+        checkpoint = None if end.checkpoint is None else end.checkpoint.name
+        write_ended(recipe.run_dir, state, reason=end.reason, checkpoint=checkpoint)
+        raise
+    except KeyboardInterrupt:
+        write_ended(recipe.run_dir, "interrupted", reason="SIGINT, twice")
+        raise
+    except Exception as error:
+        with contextlib.suppress(OSError):  # a disk that is full has no room for this either; the error itself is told
+            write_ended(recipe.run_dir, "failed", reason=f"{type(error).__name__}: {error}")
+        raise
+    write_ended(recipe.run_dir, "finished")
+
+
+def run(recipe: Recipe, requests: Requests) -> Path:
     """Train from the newest whole checkpoint, or from the parent, to the end."""
     rows = open_rows(recipe.rows_dir)
     check_rows(recipe, rows)
@@ -141,21 +173,57 @@ def run(recipe: Recipe) -> Path:
     adapter.check_arguments(arguments, steps.world_size, bf16)
     if recipe.model.lora is not None:
         lora.check_layout(recipe.model.lora, parent.codec, adapter.layout_of(arguments))
+    check_spikes(recipe, adapter.layout_of(arguments))
 
     dataset = RowDataset(rows, recipe.seed, steps.rows)
     collator = make_collator(recipe, rows, parent)
     samples = read_held_out(rows.path / HELD_OUT)
     model = load_model(recipe, parent)
-    trainer = make_trainer(recipe, steps, rows, parent, model, arguments, dataset, collator, samples)
+    trainer = make_trainer(recipe, steps, rows, parent, model, arguments, dataset, collator, samples, requests)
     restore_session(recipe, trainer.session, checkpoint)
-    with stop_on_signals(trainer.session) as signals:
+    prepare_to_stop(recipe, trainer)
+    try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.session.stop_agreed and trainer.state.global_step < steps.total:
-        last = recipe.checkpoints_dir / f"checkpoint-{trainer.state.global_step}"
-        raise Interrupted(signals[0] if signals else signal.SIGTERM, str(last))
-    assert trainer.state.global_step == steps.total, f"made {trainer.state.global_step} steps of {steps.total}"
-    rows_read = None if recipe.need_training().loader_workers else dataset.rows_read  # workers count for themselves
-    return export(recipe, trainer, rows, parent, samples, resumed_from=checkpoint, rows_read=rows_read)
+        trainer.finish_save()
+        newest = recipe.checkpoints_dir / f"checkpoint-{trainer.state.global_step}"
+        if requests.stop is not None:
+            raise Interrupted(requests.stop, newest)
+        assert trainer.state.global_step == steps.total, f"made {trainer.state.global_step} steps of {steps.total}"
+        rows_read = None if recipe.need_training().loader_workers else dataset.rows_read  # workers count for themselves
+        return export(recipe, trainer, rows, parent, samples, resumed_from=checkpoint, rows_read=rows_read)
+    except StopAgreed:  # while the finished model was being measured
+        assert requests.stop is not None
+        requests.answer()()
+        raise Interrupted(requests.stop, recipe.checkpoints_dir / f"checkpoint-{steps.total}") from None
+    except KeyboardInterrupt:
+        trainer.writer.abandon()
+        raise
+    finally:
+        if sys.exc_info()[0] is not KeyboardInterrupt:
+            trainer.writer.wait()  # also after an error: nothing is written once the folder is another session's
+
+
+def prepare_to_stop(recipe: Recipe, trainer: RowTrainer) -> None:
+    """What the time budget needs to know of saves, and what is to be done when one is given up."""
+    requests, folder, model = trainer.session.requests, recipe.checkpoints_dir, trainer.model
+    if not is_main_process():
+        return
+    requests.save_seconds = longest_save_seconds(folder)
+    if requests.end is not None and not requests.save_seconds and model is not None:
+        requests.save_seconds = estimated_save_seconds(folder, adapter.checkpoint_bytes(model))
+
+    def give_up() -> str:
+        trainer.writer.abandon()
+        for name in (recipe.model_dir.name, recipe.adapter_dir.name):
+            remove_leftovers(recipe.run_dir, name)
+        newest, _ = newest_valid_checkpoint(folder, check_hashes=False)  # there is no time left to read them
+        write_ended(
+            recipe.run_dir, "stopped", reason=f"{requests.reason()}, and given up", checkpoint=newest and newest.name
+        )
+        goes_on = f"goes on from {newest}" if newest is not None else "begins anew"
+        return f"given up: the time ran out before the run had ended by itself; the same command {goes_on}"
+
+    requests.on_give_up = give_up
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,6 +251,19 @@ def check_rows(recipe: Recipe, rows: Rows) -> None:
         raise ValueError(
             f"`training.skip_rows` names {', '.join(map(str, missing[:4]))}, but the rows in {rows.path} are numbered 0 to "
             f"{len(rows) - 1}; take it out"
+        )
+
+
+def check_spikes(recipe: Recipe, layout: str) -> None:
+    """Whether steps whose loss leaps can be left out here.
+
+    Raises:
+        ValueError: DeepSpeed's engine has updated by the time a leap is known.
+    """
+    if recipe.need_training().spikes == "skip" and layout.startswith("zero"):
+        raise ValueError(
+            "`training.spikes` is skip, which DeepSpeed cannot do: its engine updates before the gradient norm is known; "
+            "write record, or launch with recipes/accelerate/fsdp2.yaml"
         )
 
 
@@ -293,6 +374,12 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
     checkpoint, skipped = newest_valid_checkpoint(recipe.checkpoints_dir)
     for sentence in skipped:
         say(sentence)
+    if checkpoint is None and skipped:
+        reasons = dict.fromkeys(sentence.partition(": skipped, ")[2] for sentence in skipped)
+        raise ValueError(
+            f"none of the {len(skipped)} checkpoint(s) in {recipe.checkpoints_dir} is whole ({', '.join(reasons)}); "
+            "put back what is missing, or remove that folder to begin anew from the parent"
+        )
     if checkpoint is not None:
         say(f"going on from {checkpoint}")
     return checkpoint
@@ -324,6 +411,7 @@ def make_trainer(
     dataset: RowDataset,
     collator: RowCollator,
     samples: list[HeldOutSample],
+    requests: Requests,
 ) -> RowTrainer:
     """A stock trainer with the mixin, the shared callbacks and a session."""
     bf16 = arguments.bf16
@@ -342,7 +430,7 @@ def make_trainer(
         ),
         sequence_tokens=collator.sequence_tokens,
         checkpoints_dir=recipe.checkpoints_dir,
-        skipped_path=recipe.run_dir / "skipped_steps.jsonl",
+        skipped_path=recipe.run_dir / SKIPPED_STEPS,
         keep_checkpoints=training.keep_checkpoints,
         max_skipped_in_a_row=training.max_skipped_in_a_row,
         schedule=optimizer.schedule,
@@ -358,6 +446,10 @@ def make_trainer(
         ),
         peak_flops=peak.flops,
         complete=partial(add_tokenizer_and_recipe, recipe, parent),
+        requests=requests,
+        spikes=SpikeWatch(training.spike_deviations),
+        spike_action=training.spikes,
+        background_saves=training.background_saves,
     )
     trainer = RowTrainer(
         model=model,
@@ -391,6 +483,8 @@ def restore_session(recipe: Recipe, session: Session, checkpoint: Path | None) -
         manifest = read_json(checkpoint / MANIFEST)
         step = manifest["step"]
         session.ledger.restore(manifest["ledger"])
+        session.spikes.restore(manifest.get("spikes", {}))
+        session.evaluation_due = manifest.get("evaluation_due", False)
     if is_main_process():
         for path in (recipe.run_dir / "metrics.jsonl", session.skipped_path):
             keep_lines_up_to(path, step)
@@ -412,7 +506,7 @@ def export(
     """Write the finished checkpoint whole: what `from_pretrained` loads, tokenizer, recipe and manifest."""
     accelerator, session = trainer.accelerator, trainer.session
     if not session.held_out and session.evaluate is not None:
-        session.held_out = session.evaluate(trainer.model)
+        session.held_out = session.evaluate(trainer.model, poll=trainer.poll)
     if session.held_out:
         say(probes.losses_table(session.held_out))
     ledger = trainer.settle_ledger().to_dict(session.sequence_tokens)
@@ -499,7 +593,13 @@ def measure_infilling(
         return {}
     groups = probes.source_groups(rows.manifest)
     report = probes.infill_report(
-        trainer.model, parent.codec, samples, groups, settings.infill_prompts, settings.infill_new_tokens
+        trainer.model,
+        parent.codec,
+        samples,
+        groups,
+        settings.infill_prompts,
+        settings.infill_new_tokens,
+        poll=trainer.poll,
     )
     if report:
         say(probes.infill_table(report))
@@ -540,11 +640,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="section.key=value", help="settings to override"
     )
+    parser.add_argument("--minutes", type=float, help="time budget, from the command's start: save and end before it does")
+    parser.add_argument(
+        "--grace-seconds",
+        type=float,
+        help="how long the machine waits after a signal before it kills: give a save up by then",
+    )
     options = parser.parse_args(arguments)
     adapter.settle_deepspeed()
     transformers_logging.disable_progress_bar()  # of loading and saving; the bar of the run is ours
     try:
-        train(load_recipe(options.recipe, options.set))
+        train(load_recipe(options.recipe, options.set), options.minutes, options.grace_seconds)
     except ValueError as error:
         fail(str(error))
     except OSError as error:
@@ -556,7 +662,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(end.exit_code)
     except KeyboardInterrupt:
         say("stopped at once; the same command goes on from the newest whole checkpoint")
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(EXIT_CODES["interrupted"])
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@
 
 * Fused loss: the model computes the loss without holding all logits. The library sums label counts over micro-batches and
   ranks and divides by them, so 4 micro-batches of 1 row equal 1 of 4, however unequal their labels.
-* Finite guard: before the update, all ranks agree (one small all-reduce, which also carries requests to stop) whether a
+* Guard: before the update, all ranks agree (one small all-reduce, which also carries requests to stop and to save) whether a
   loss or the gradient norm is not finite on any of them. Such a step is left out on all: no gradients, so the optimizer's
-  state stays as it was; learning rate and step count go on. It is written down with its row numbers.
-* Sealed checkpoints: written under another name, manifest last, renamed, and only then are older ones deleted.
+  state stays as it was; learning rate and step count go on. It is written down with its row numbers, and so is a step whose
+  loss or gradient leaps far above the usual (guard.py), which is left out only where the recipe says so.
+* Sealed checkpoints (checkpoints.py): written under another name, manifest last, renamed, and only then are older ones
+  deleted. On one device and under DDP the state is copied and written while training goes on.
 
 What it does not do: guard DeepSpeed, whose engine updates inside `backward`; there a step that is not
 finite is written down and ends the run unsaved.
@@ -17,23 +19,27 @@ finite is written down and ends the run unsaved.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import DistributedType, gather_object
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from codetune import adapter
-from codetune.artifacts import replace_folder, seal_folder
+from codetune.checkpoints import CheckpointWriter, SaveJob, numbered_checkpoints, remove_leftovers
+from codetune.guard import SpikeWatch
 from codetune.model import utilisation
 from codetune.steps import Steps, rate_fraction
+from codetune.stopping import FLAGS, SAFETY, Interrupted, Requests, StopAgreed, leave_signals_to_parent
 
 
 @dataclass
@@ -84,11 +90,14 @@ class Session:
     manifest: dict[str, Any]  # what every sealed checkpoint records
     flops_per_token: int
     peak_flops: float | None  # of one device
-    evaluate: Callable[[Any], dict[str, float]] | None = None  # model -> flat figures
+    evaluate: Callable[..., dict[str, float]] | None = None  # (model, poll=) -> flat figures; polls between batches
     complete: Callable[[Path], None] | None = None  # puts beside a checkpoint's weights what the library leaves out
-    stop_requested: bool = False  # set by a signal on this rank
-    stop_agreed: bool = False  # the same on all ranks
+    requests: Requests = field(default_factory=Requests)  # to stop and to save
+    spikes: SpikeWatch = field(default_factory=lambda: SpikeWatch(None))
+    spike_action: Literal["record", "skip"] = "record"
+    background_saves: bool = False
     held_out: dict[str, float] = field(default_factory=dict)  # the newest figures
+    evaluation_due: bool = False  # a stop has kept it from being made at this step
 
 
 class SafeTraining(Trainer):
@@ -104,6 +113,9 @@ class SafeTraining(Trainer):
         self._step_rows: list[torch.Tensor] = []
         self._step_losses: list[torch.Tensor] = []  # of micro-batches, nats per learnt token
         self._unread_counts = torch.zeros_like(session.ledger.counts, device=self.args.device)
+        self.writer = CheckpointWriter(session.checkpoints_dir, session.requests.sealing)
+        self._parts: list[Callable[[], None]] | None = None  # of a checkpoint, to be written in the background
+        self._save_begun = False
         self._skipped_in_a_row = 0
         self._window_steps = self._window_skipped = 0
         self._staging: Path | None = None
@@ -165,13 +177,16 @@ class SafeTraining(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    # -- finite guard -------------------------------------------------------------------------------------------------
+    # -- guard --------------------------------------------------------------------------------------------------------
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The last thing the library calls before the update, on every rank: here the step is let through or left out."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if self._agree_to_skip(norm):
-            self._record_skipped(norm)
+        finite, figures = self._agree_on_step(norm)
+        leaps = self.session.spikes.judge(**figures) if finite else {}
+        if not finite or (leaps and self.session.spike_action == "skip"):
+            self._record_step("spike" if finite else "not finite", skipped=True, figures=figures, leaps=leaps)
+            self._count_skipped()
             if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
                 raise ValueError(
                     f"step {self.state.global_step + 1}: a loss or gradient is not finite, and DeepSpeed has already "
@@ -181,25 +196,47 @@ class SafeTraining(Trainer):
             self._stop_after_too_many()
             adapter.drop_gradients(model)
         else:
+            if leaps:
+                self._record_step("spike", skipped=False, figures=figures, leaps=leaps)
+            self.session.spikes.remember(**figures)
             self._skipped_in_a_row = 0
         self._finish_step()
         return norm
 
-    def _agree_to_skip(self, norm: Any) -> bool:
-        """Whether any rank has seen something that is not finite; carries requests to stop along."""
+    def _agree_on_step(self, norm: Any) -> tuple[bool, dict[str, float]]:
+        """Whether loss and gradient are finite on every rank, and the step's own loss and norm; carries requests along."""
         device = self._bad.device
-        bad = self._bad | ~torch.isfinite(torch.as_tensor(norm, device=device)).all()
-        flags = torch.stack([bad.float(), torch.tensor(float(self.session.stop_requested), device=device)])
-        skip, stop = self._sum_over_ranks(flags).tolist()
-        self.session.stop_agreed = stop > 0
-        return skip > 0
+        norm = torch.as_tensor(norm, device=device).float().reshape(())
+        bad = self._bad | ~torch.isfinite(norm)
+        skip, loss, norm = self._agree(torch.stack([bad.float(), self._step_loss.float(), torch.nan_to_num(norm)]))
+        world = self.accelerator.num_processes
+        # each rank's losses are its share of the batch's mean times the number of ranks
+        return skip == 0, {"loss": loss / world, "gradient_norm": norm / world}
 
-    def _record_skipped(self, norm: Any) -> None:
+    def _agree(self, own: torch.Tensor | None = None) -> list[float]:
+        """Sums over the ranks of `own`; what ranks were asked for, and whether a save has failed, goes with it."""
+        device = self._bad.device
+        self.session.requests.save_seconds = self.writer.seconds or self.session.requests.save_seconds
+        flags = torch.tensor([*self.session.requests.flags(), float(self.writer.failure is not None)], device=device)
+        totals = self._sum_over_ranks(flags if own is None else torch.cat([own, flags])).tolist()
+        rest = len(totals) - FLAGS - 1
+        self.session.requests.agree(totals[rest : rest + FLAGS])
+        if totals[-1] > 0:
+            raise self._save_failed()
+        return totals[:rest]
+
+    def poll(self) -> None:
+        """Between batches of an evaluation, on all ranks: ends it where all have agreed to stop.
+
+        Raises:
+            StopAgreed: they have.
+        """
+        self._agree()
+        if self.session.requests.stop is not None:
+            raise StopAgreed
+
+    def _record_step(self, reason: str, skipped: bool, figures: dict[str, float], leaps: dict[str, float]) -> None:
         """Write the step down with the rows of every rank."""
-        self._skipped_in_a_row += 1
-        self._window_skipped += 1
-        self.session.ledger.skipped_steps += 1
-        self._tr_loss -= self._step_loss  # its finite micro-batches count no more than the others
         here = [
             {
                 "rank": self.accelerator.process_index,
@@ -210,19 +247,27 @@ class SafeTraining(Trainer):
             for place, (rows, loss) in enumerate(zip(self._step_rows, self._step_losses, strict=True))
         ]
         batches = gather_object(here)
-        step = self.state.global_step + 1
         if self.accelerator.is_main_process:
-            record = {"step": step, "gradient_norm": _finite_or_none(norm), "micro_batches": batches}
+            known = {} if reason == "not finite" else figures
+            record = {"step": self.state.global_step + 1, "reason": reason, "skipped": skipped}
+            record |= {"loss": known.get("loss"), "gradient_norm": known.get("gradient_norm"), **leaps}
             with self.session.skipped_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps({**record, "micro_batches": batches}) + "\n")
+
+    def _count_skipped(self) -> None:
+        self._skipped_in_a_row += 1
+        self._window_skipped += 1
+        self.session.ledger.skipped_steps += 1
+        self._tr_loss -= self._step_loss  # its finite micro-batches count no more than the others
 
     def _stop_after_too_many(self) -> None:
         if self._skipped_in_a_row >= self.session.max_skipped_in_a_row:
+            leapt = ", or far above the usual" if self.session.spike_action == "skip" else ""
             raise ValueError(
                 f"the last {self._skipped_in_a_row} steps, up to step {self.state.global_step + 1}, had a loss or gradient "
-                "that is not finite, and were left out; that is `training.max_skipped_in_a_row`. Their rows are in "
-                f"{self.session.skipped_path}; nothing was saved since. Lower `optimizer.learning_rate`, or name rows in "
-                "`training.skip_rows`, and start again"
+                f"that is not finite{leapt}, and were left out; that is `training.max_skipped_in_a_row`. Their rows are in "
+                f"{self.session.skipped_path} (`make spikes` prints them); nothing was saved since. Lower "
+                "`optimizer.learning_rate`, or name rows in `training.skip_rows`, and start again"
             )
 
     def _finish_step(self) -> None:
@@ -260,13 +305,19 @@ class SafeTraining(Trainer):
         return figures | ({} if mfu is None else {"mfu_percent": mfu})
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """Held-out losses, when `control.should_evaluate` says so."""
+        """Held-out losses, when `control.should_evaluate` says so; a stop ends it, and the next session makes it anew."""
         self.control.should_evaluate = False  # else the library asks again at the end of its epoch
         if self.session.evaluate is None:
             return {}
         self.stop_clock()
-        self.session.held_out = self.session.evaluate(self.model)
-        self.log(dict(self.session.held_out))
+        self.session.evaluation_due = True
+        try:
+            self.session.held_out = self.session.evaluate(self.model, poll=self.poll)
+            self.session.evaluation_due = False
+            self.log(dict(self.session.held_out))
+            self.poll()
+        except StopAgreed:
+            self.control.should_save = self.control.should_training_stop = True  # the library saves after measuring
         self.start_clock()
         return self.session.held_out
 
@@ -286,6 +337,7 @@ class SafeTraining(Trainer):
 
     def start_clock(self) -> None:
         self._clock = time.perf_counter()
+        self.session.requests.after_pause()
         if self._last_throughput is None:
             self._last_throughput = int(self.session.ledger.counts.sum()), self.session.ledger.seconds
 
@@ -305,69 +357,156 @@ class SafeTraining(Trainer):
         """The library's checkpoint, written apart, sealed, and only then given its name; older ones go last."""
         ledger = self.settle_ledger().to_dict(self.session.sequence_tokens)
         self.stop_clock()
-        folder = self.session.checkpoints_dir
-        name = f"checkpoint-{self.state.global_step}"
-        self._staging = folder / f".incomplete-{name}"
+        self.finish_save()
+        started, step = time.monotonic(), self.state.global_step
+        last = self.control.should_training_stop or step >= self.state.max_steps
+        folder = self.session.checkpoints_dir / f".incomplete-checkpoint-{step}" / f"checkpoint-{step}"
+        self._staging = folder.parent
         if self.accelerator.is_main_process:
             shutil.rmtree(self._staging, ignore_errors=True)
             self._staging.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        unwrapped: Any = self.accelerator.unwrap_model(self.model)
+        # the last one is waited for in any case, so that a copy would only take longer
+        self._parts = [] if self.session.background_saves and not last and self._may_copy() else None
         try:
-            unwrapped.config.use_cache = True  # off while training; whoever loads the checkpoint wants it
             super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                if self.session.complete is not None:
-                    self.session.complete(self._staging / name)
-                seal_folder(
-                    self._staging / name, {**self.session.manifest, "step": self.state.global_step, "ledger": ledger}
-                )
-                replace_folder(self._staging / name, folder / name)
-                rotate_checkpoints(folder, keep=self.session.keep_checkpoints, newest=self.state.global_step)
-        except Exception as error:
-            free = shutil.disk_usage(folder).free
-            kept = ", ".join(path.name for path in numbered_checkpoints(folder)) or "none"
-            raise ValueError(
-                f"{folder / name} could not be written ({type(error).__name__}: {error}); {free / 2**20:,.0f} MB are "
-                "free there. "
-                f"Nothing half-written was kept; whole checkpoints: {kept}. Free some space (or lower "
-                "`training.keep_checkpoints`) and start again: the run goes on from the newest"
-            ) from error
-        finally:
-            unwrapped.config.use_cache = False
-            if self.accelerator.is_main_process:
-                shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-        self.accelerator.wait_for_everyone()
+        except Exception as error:  # noqa: BLE001  (all ranks raise it below; none may wait for one that has ended)
+            self.writer.failed(step, error)
+        parts, self._parts, self._staging = self._parts, None, None
+        kept = self._is_kept(step)
+        self.session.requests.after_pause()
+        self._agree()
+        manifest = {**self.session.manifest, "step": step, "kept": kept, "ledger": ledger}
+        manifest |= {"evaluation_due": self.session.evaluation_due, "spikes": self.session.spikes.to_dict()}
+        answered = self.session.requests.answer()
+        if self.accelerator.is_main_process:
+            rest = [*(parts or []), partial(self._complete, folder)]
+            job = SaveJob(step, folder.parent, rest, manifest, self.session.keep_checkpoints, started, answered)
+            self.writer.start(job)
+        self._save_begun = True
+        if parts is None or last:
+            self.finish_save()
+        if self.session.requests.stop is not None:  # asked while saving: no further step, and no further save
+            self.control.should_training_stop = True
+            self.finish_save()
         self.start_clock()
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether this checkpoint is never deleted: at the recipe's interval, or because somebody asked for it."""
+        every = self.session.steps.keep_every
+        return self.session.requests.save or (every is not None and step % every == 0)
+
+    def _may_copy(self) -> bool:
+        """Whether the main rank holds everything whole; what is shared out, or wrapped by peft, is written on the spot."""
+        whole = isinstance(self.accelerator.unwrap_model(self.model), PreTrainedModel)
+        return whole and self.accelerator.distributed_type.value in ("NO", "MULTI_CPU", "MULTI_GPU")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The library's weights and configuration; in the background: of a copy, later."""
+        if self._parts is None or not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        unwrapped: Any = self.accelerator.unwrap_model(self.model)
+        weights = adapter.copy_in_memory(unwrapped.state_dict() if state_dict is None else state_dict)
+        self._parts.append(partial(super()._save, output_dir, weights))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The library's; in the background: of a copy, later."""
+        if self._parts is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            optimizer: Any = self.optimizer
+            scheduler: Any = self.lr_scheduler
+            state, schedule = adapter.copy_in_memory(optimizer.state_dict()), copy.deepcopy(scheduler.state_dict())
+            self._parts.append(partial(adapter.save_optimizer_files, Path(output_dir), state, schedule))
+
+    def _complete(self, folder: Path) -> None:
+        """What makes the library's files a checkpoint that stands alone."""
+        if (folder / "config.json").is_file():
+            unwrapped: Any = self.accelerator.unwrap_model(self.model)
+            config = copy.deepcopy(unwrapped.config)
+            config.use_cache = True  # off while training; whoever loads the checkpoint wants it
+            config.save_pretrained(folder)
+        if self.session.complete is not None:
+            self.session.complete(folder)
+
+    def finish_save(self) -> None:
+        """Wait for what is being written, and hear on all ranks whether it was; all of them must call it."""
+        if self._save_begun:
+            self.writer.wait()
+            self._save_begun = False
+            self.session.requests.after_pause()
+            self._agree()
+            self.report_save()
+
+    def report_save(self) -> None:
+        """Log what the last save took, once it is sealed."""
+        if (figures := self.writer.take_figures()) is not None:
+            wanted = self.control.should_log
+            self.log(figures)
+            self.control.should_log = wanted  # the library takes any log for the one that was due
+
+    def _save_failed(self) -> ValueError:
+        """One message on each rank; those that did not fail name the one that did."""
+        folder = self.session.checkpoints_dir
+        step, error = self.writer.failure or (None, None)
+        self.writer.failure = None
+        if self.accelerator.is_main_process:
+            self.writer.wait()
+            remove_leftovers(folder, "checkpoint")
+        if error is None:
+            return ValueError("a checkpoint could not be written; the rank that could not says why")
+        kept = ", ".join(path.name for path in numbered_checkpoints(folder)) or "none"
+        free = shutil.disk_usage(folder).free / 2**20
+        failure = ValueError(
+            f"{folder / f'checkpoint-{step}'} could not be written ({type(error).__name__}: {error}); {free:,.0f} MB are "
+            f"free there. Nothing half-written was kept; whole checkpoints: {kept}. Free some space (or lower "
+            "`training.keep_checkpoints`) and start again: the run goes on from the newest"
+        )
+        failure.__cause__ = error
+        return failure
+
+    # -- stopping -----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Before the first step, on all ranks: is there time for one save, and was a stop asked for already?
+
+        Raises:
+            ValueError: the time budget is shorter than one save.
+            Interrupted: asked to stop while loading, or while measuring what the parent can do.
+        """
+        self._agree()
+        requests = self.session.requests
+        if self._sum_over_ranks(torch.tensor(float(requests.lacks_time()), device=self._bad.device)) > 0:
+            raise ValueError(
+                f"the time budget (--minutes) leaves {requests.left_seconds():.0f} s for training, and one save is "
+                f"expected to take up to {requests.save_seconds * SAFETY:.1f} s; give it more. Nothing was trained, and "
+                "nothing changed"
+            )
+        if requests.stop is None and (self.state.global_step == 0 or self.session.evaluation_due):
+            self._evaluate(None, None)
+        if requests.stop is not None:
+            self.session.requests.answer()()
+            step = self.state.global_step
+            raise Interrupted(requests.stop, self.session.checkpoints_dir / f"checkpoint-{step}" if step else None)
+        self.start_clock()
+
+    def get_train_dataloader(self) -> Any:
+        """The library's, with workers that leave signals to the process that reads from them."""
+        loader: Any = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # Accelerate wraps it, and hands attributes on one way only
+        inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
+        return loader
 
 
 class RowTrainer(SafeTraining):
     """The trainer of stage1, python and lcft."""
 
 
-def numbered_checkpoints(folder: Path) -> list[Path]:
-    """Folders called `checkpoint-<step>`, oldest first, whole or not."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def rotate_checkpoints(folder: Path, keep: int, newest: int) -> None:
-    """Delete all but the newest `keep` checkpoints up to step `newest`; a folder loses its name before its files."""
-    names = [path for path in numbered_checkpoints(folder) if int(path.name.removeprefix("checkpoint-")) <= newest]
-    for path in names[:-keep]:
-        doomed = path.with_name(f".deleted-{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path, name: str) -> None:
-    """What a killed session left of folders called `name-...`: half-written and half-deleted ones, under other names."""
-    for state in ("incomplete", "deleted", "replaced"):
-        for path in folder.glob(f".{state}-{name}-*"):
-            shutil.rmtree(path, ignore_errors=True)
+def _start_worker(library: Callable[[int], None] | None, worker: int) -> None:
+    leave_signals_to_parent()
+    if library is not None:
+        library(worker)
 
 
 def _finite_or_none(value: Any) -> float | None:

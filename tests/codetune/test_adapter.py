@@ -157,3 +157,27 @@ def test_weight_decay_is_on_matrices_and_not_on_norms(make_run: Callable[..., Pa
 def test_the_peak_of_a_known_gpu_is_found() -> None:
     assert adapter.peak_flops_of_gpu("NVIDIA A100-SXM4-80GB", "bfloat16") == 312e12
     assert adapter.peak_flops_of_gpu("a device of no known name", "bfloat16") is None
+
+
+def test_a_copy_in_memory_is_left_alone_by_training_and_keeps_what_is_tied() -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    state = {
+        "embed": weight,
+        "head": weight,
+        "state": {0: {"step": torch.tensor(3.0), "moment": weight.T}},
+        "groups": [{"lr": 0.1}],
+    }
+    copied = adapter.copy_in_memory(state)
+    weight.add_(10.0)
+    assert copied["embed"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert copied["head"].data_ptr() == copied["embed"].data_ptr() != weight.data_ptr()
+    assert copied["state"][0]["moment"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    assert copied["state"][0]["step"].item() == 3.0
+    assert copied["groups"] == [{"lr": 0.1}]
+
+
+def test_the_bytes_of_a_checkpoint_are_weights_and_two_moments() -> None:
+    """4 bytes a weight, and 8 of AdamW where it is trained: 6 x 12 + 2 x 4."""
+    model = torch.nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    assert adapter.checkpoint_bytes(model) == 80

@@ -1,19 +1,14 @@
-"""Log lines, the metrics file on resume, and being asked to stop."""
+"""Log lines, and the metrics file on resume."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
-import pytest
 import torch
 
-from codetune.callbacks import held_out_line, keep_lines_up_to, progress_line, stop_on_signals
-from codetune.trainer import Ledger, Session
+from codetune.callbacks import held_out_line, keep_lines_up_to, progress_line
+from codetune.trainer import Ledger
 
 
 def test_lines_of_steps_that_are_made_again_are_taken_out(tmp_path: Path) -> None:
@@ -38,19 +33,6 @@ def test_a_log_line_has_speed_utilisation_and_time_left() -> None:
 def test_the_held_out_line_names_the_sources() -> None:
     logs = {"held_out/python/plain": 1.5, "held_out/python/psm_middle": 0.5, "held_out/group:code/plain": 1.25}
     assert held_out_line(4, logs) == "step 4  held-out nats/token  python 1.5000  group:code 1.2500"
-
-
-def test_the_first_signal_asks_and_the_second_ends(capfd: pytest.CaptureFixture[str]) -> None:
-    session: Any = SimpleNamespace(stop_requested=False)
-    before = signal.getsignal(signal.SIGINT)
-    with stop_on_signals(cast(Session, session)) as received:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert session.stop_requested
-        assert received == [signal.SIGINT]
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-    assert "stopping after this step" in capfd.readouterr().err
 
 
 def test_the_ledger_survives_a_checkpoint() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import resource
 import shutil
@@ -19,22 +18,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from codetune import checkpoints
 from codetune.artifacts import exclusive, newest_valid_checkpoint, read_json, why_invalid, write_json
+from codetune.checkpoints import numbered_checkpoints, remove_leftovers, rotate_checkpoints
 from codetune.recipe import load_recipe
 from codetune.tokens import open_codec
 from codetune.train import main, train
-from codetune.trainer import numbered_checkpoints, remove_leftovers, rotate_checkpoints
 
 STEPS = 40
 LONG = {"training.train_tokens": STEPS * 256, "training.save_tokens": 5 * 256, "probes.infill_prompts": 0}
-
-
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    """Real processes without the seconds of importing torch in each of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["codetune.train"])
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +41,9 @@ def straight_short(make_run_in: Callable[..., Path], tmp_path_factory: pytest.Te
     return train(load_recipe(make_run_in(tmp_path_factory.mktemp("short"))))
 
 
-def wait_for(condition: Callable[[], bool], process: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.is_alive(), "the run ended before it could be killed"
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.0005)
-
-
-def test_a_run_killed_three_times_ends_bit_identical(make_run: Callable[..., Path], processes: Any, straight: Path) -> None:
+def test_a_run_killed_three_times_ends_bit_identical(
+    make_run: Callable[..., Path], processes: Any, wait_until: Callable[..., None], straight: Path
+) -> None:
     path = make_run(**LONG)
     recipe = load_recipe(path)
     folder = recipe.checkpoints_dir
@@ -70,7 +56,7 @@ def test_a_run_killed_three_times_ends_bit_identical(make_run: Callable[..., Pat
     for moment in moments:
         process = processes.Process(target=main, args=(["--recipe", str(path)],))
         process.start()
-        wait_for(moment, process)
+        wait_until(moment, process.is_alive)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -116,18 +102,18 @@ def test_ctrl_c_saves_says_so_and_the_run_goes_on(make_run: Callable[..., Path],
         command, env={**os.environ, "PYTHONPATH": source}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     metrics = recipe.run_dir / "metrics.jsonl"
-    end = time.monotonic() + 90
+    end = time.monotonic() + 300  # on a machine that is busy with other tests
     while not (metrics.exists() and '"step": 3' in metrics.read_text()):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "stopping after this step, with a checkpoint" in err
+    assert "SIGINT: stopping after this step, with a checkpoint" in err
     checkpoint, skipped = newest_valid_checkpoint(recipe.checkpoints_dir)
     assert checkpoint is not None and not skipped
-    assert f"the same command goes on from {checkpoint}" in out
+    assert f"stopped (SIGINT); the same command goes on from {checkpoint}" in out
     assert not recipe.model_dir.exists()
     train(recipe)
     assert (recipe.model_dir / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
@@ -227,16 +213,14 @@ def test_a_second_session_on_a_run_folder_is_refused_until_the_first_is_dead(
 def _train_with_small_files(path: str, most_bytes: int, after: int) -> None:
     """Train while the system refuses to write files beyond a size, as a full disk does, after a checkpoint."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    import codetune.trainer as trainer
-
-    original = trainer.seal_folder
+    original = checkpoints.seal_folder
 
     def seal(folder: Path, manifest: dict[str, Any]) -> None:
         original(folder, manifest)
         if manifest["step"] == after:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 
-    trainer.seal_folder = seal
+    checkpoints.seal_folder = seal
     main(["--recipe", path])
 
 
@@ -284,16 +268,14 @@ def _main_with_its_errors_in(errors: str, path: str, most_bytes: int, after: int
 def test_no_space_for_a_checkpoint_is_one_clear_message(
     make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import codetune.trainer as trainer
-
-    original = trainer.seal_folder
+    original = checkpoints.seal_folder
 
     def seal(folder: Path, manifest: dict[str, Any]) -> None:
         if manifest["step"] == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(folder, manifest)
 
-    monkeypatch.setattr(trainer, "seal_folder", seal)
+    monkeypatch.setattr(checkpoints, "seal_folder", seal)
     path = make_run()
     with pytest.raises(SystemExit) as ended:
         main(["--recipe", str(path)])
