@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from tokenizers import Tokenizer
 
-from codetune import adapter
+from codetune import cpu_ranks
 from codetune.adapter import EXPORT_SHARD_SIZE
 from codetune.artifacts import (
     MANIFEST,
@@ -475,7 +475,7 @@ def _manifest(made: Made, recipe: Recipe) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    adapter.settle_deepspeed()
+    cpu_ranks.settle_deepspeed()
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.base", description="Make a starting checkpoint.")
     parser.add_argument("--recipe", required=True, help="a file under recipes/base")
     parser.add_argument(

@@ -82,6 +82,12 @@ def tiny_parent(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -
     return save_tiny_llama(tmp_path_factory.mktemp("parent") / "model", tiny_tokenizer)
 
 
+@pytest.fixture(scope="session")
+def save_llama() -> Callable[..., Path]:
+    """`save_llama(folder, tokenizer, hidden_size=64)` saves a Llama of another size."""
+    return save_tiny_llama
+
+
 def save_tiny_llama(folder: Path, tokenizer: Any, **changes: Any) -> Path:
     """Save a Llama of about 50,000 weights."""
     import torch

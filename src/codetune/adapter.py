@@ -6,15 +6,20 @@ upgrade breaks something, it breaks here and `tests/codetune/test_adapter.py` sa
 
 from __future__ import annotations
 
+import functools
 import logging
-import os
+import types
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.utils.generic import ModelOutput
 
+from codetune import cpu_ranks
 from codetune.recipe import Recipe
 from codetune.steps import Steps
 
@@ -26,6 +31,9 @@ if TYPE_CHECKING:
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 EXTRAS = ("tensorboard", "wandb")  # reporters that setup.cfg has an extra for
+HEAD_CHUNK = 32_768  # logits of a token that the fused head holds at once, as trl has it
+# What other families do to logits before the loss; MoE models add a loss of their own.
+SCALED_LOGITS = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling", "output_router_logits")
 EXPORT_SHARD_SIZE = "5GB"  # the library's default of 50 GB makes files that few readers like
 
 
@@ -53,7 +61,7 @@ def training_arguments(recipe: Recipe, steps: Steps, bf16: bool) -> TrainingArgu
         weight_decay=optimizer.weight_decay,
         max_grad_norm=optimizer.max_gradient_norm,
         bf16=bf16,
-        use_cpu=not torch.cuda.is_available(),
+        **cpu_ranks.device_arguments(),
         activation_checkpointing=recipe.model.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if recipe.model.activation_checkpointing else None,
         use_cache=False,  # with a cache, documents in a row attend to each other and nothing says so
@@ -74,16 +82,6 @@ def training_arguments(recipe: Recipe, steps: Steps, bf16: bool) -> TrainingArgu
         ddp_find_unused_parameters=False,
         push_to_hub=False,
     )
-
-
-def layout_of(arguments: TrainingArguments) -> str:
-    """How the launcher has the model shared out over ranks: none, ddp, zero1, zero2, zero3 or fsdp."""
-    plugin = arguments.deepspeed_plugin
-    if plugin is not None:
-        return f"zero{plugin.zero_stage}"
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        return "fsdp"
-    return "ddp" if arguments.world_size > 1 else "none"
 
 
 def check_reporters(names: Sequence[str]) -> None:
@@ -130,22 +128,102 @@ def check_arguments(arguments: TrainingArguments, world_size: int, bf16: bool) -
         )
 
 
-def settle_deepspeed() -> None:
-    """Tell DeepSpeed that there is no GPU, where there is none: on import it would look for one and warn on stderr.
+@dataclass
+class FusedOutput(ModelOutput):
+    """What a model with a fused head gives: the loss, and the log probability of each token's label (B, T)."""
 
-    Every command calls it first; libraries import DeepSpeed where it is installed, whether or not it is used.
+    loss: torch.Tensor | None = None
+    log_probs: torch.Tensor | None = None
+
+
+class HeadWithLosses(nn.Linear):
+    """The output layer, which also gives losses without holding all logits; the weights and their name stay as they are.
+
+    They are used inside this module's own `forward`, where ZeRO-3 and FSDP2 have gathered them and take their gradients.
+    trl's own head reads them from outside, and after a step that ZeRO-3 leaves out, its record of what is used when breaks.
     """
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+    softcap: float | None = None
+
+    def forward(self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor | None = None) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Logits; with labels, the log probability of each, (B, T) float32, 0 where the label is -100."""
+        if labels_BT is None:
+            return super().forward(hidden_BTH)
+        return head_log_probs(hidden_BTH, self.weight, self.bias, labels_BT, self.softcap)
+
+
+def head_log_probs(
+    hidden_BTH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_BT: torch.Tensor,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Log probability of each label, (B, T) float32, 0 where it is -100, by trl's kernel, which never holds all logits."""
+    from trl.kernels import ChunkedLogProbFunction
+
+    learnt_BT = labels_BT != -100
+    temperature, scale = 1.0, 1.0
+    log_probs, *_ = ChunkedLogProbFunction.apply(
+        hidden_BTH[learnt_BT],
+        weight_VH,
+        bias_V,
+        labels_BT[learnt_BT],
+        temperature,
+        HEAD_CHUNK,
+        softcap,
+        scale,
+        (),
+    )
+    # scattered, so that a batch without labels has gradients too, all 0: other ranks wait for them
+    return log_probs.new_zeros(labels_BT.shape).masked_scatter(learnt_BT, log_probs)
 
 
 def add_fused_head(model: Any) -> None:
-    """Teach the model `model(..., labels=labels, fused_lm_head=True)`, which never holds all logits (trl's chunked head)."""
-    from trl.trainer.utils import add_fused_lm_head
+    """Teach the model `model(..., labels=labels, fused_lm_head=True)`, which never holds all logits (trl's chunked kernel).
 
-    if not getattr(model, "has_fused_head", False):
-        add_fused_lm_head(model)
-        model.has_fused_head = True
+    Raises:
+        ValueError: a model that scales its logits, or whose output layer is not a plain linear one.
+    """
+    if getattr(model, "has_fused_head", False):
+        return
+    text = model.config.get_text_config()
+    head: Any = model.get_output_embeddings()
+    scaled = [name for name in SCALED_LOGITS if getattr(text, name, None) not in (None, 1, False)]
+    if type(head) is not nn.Linear or scaled:
+        found = f"{scaled[0]} in its configuration" if scaled else f"an output layer of the kind {type(head).__name__}"
+        raise ValueError(f"this model has {found}, which the fused head does not know; train a model of Llama's family")
+    head.__class__ = HeadWithLosses  # not a new module: the parameter may be tied, or shared out already
+    softcap = head.softcap = getattr(text, "final_logit_softcapping", None)
+    original = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` looks at the names of the arguments
+    def forward(
+        self: Any,
+        *args: Any,
+        fused_lm_head: bool = False,
+        labels: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not fused_lm_head:
+            given = {"labels": labels, "shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
+            return original(*args, **{name: value for name, value in given.items() if value is not None}, **kwargs)
+        hidden_BTH = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
+        if shift_labels is None:
+            assert labels is not None, "a fused head gives losses, which need labels"
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        head: Any = self.get_output_embeddings()
+        if isinstance(head, HeadWithLosses):
+            log_probs_BT = head(hidden_BTH, shift_labels)
+        else:  # peft's wrapper of a head with a few trained rows; it is whole on every rank, and has no bias
+            log_probs_BT = head_log_probs(hidden_BTH, head.weight, None, shift_labels, softcap)
+        learnt = shift_labels.ne(-100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return FusedOutput(loss=-log_probs_BT.sum() / learnt, log_probs=log_probs_BT)
+
+    model.forward = types.MethodType(forward, model)
+    model.has_fused_head = True
 
 
 def fused_token_losses(model: Any, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
@@ -155,7 +233,7 @@ def fused_token_losses(model: Any, input_ids_BT: torch.Tensor, labels_BT: torch.
     earlier tokens do not see it. The model needs `add_fused_head`.
     """
     out = model(input_ids=input_ids_BT, labels=labels_BT, fused_lm_head=True, use_cache=False)
-    return torch.nn.functional.pad(-out.log_probs.float(), (1, 0))
+    return nn.functional.pad(-out.log_probs[:, :-1].float(), (1, 0))
 
 
 def selected_logits(
@@ -202,9 +280,60 @@ def save_optimizer_files(folder: Path, optimizer: dict[str, Any], schedule: dict
     torch.save(schedule, folder / SCHEDULER_NAME)
 
 
-def drop_gradients(model: nn.Module) -> None:
-    """Make the optimizer step that follows do nothing: AdamW passes over parameters without a gradient, state included."""
-    model.zero_grad(set_to_none=True)
+def hush_libraries() -> None:
+    """Warnings of one library about another, once a step under DeepSpeed: they are nothing that a user could mend."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+
+
+def settle_engine(model: Any, decay_of_groups: Sequence[float]) -> None:
+    """What DeepSpeed's engine gets wrong, or leaves to a setting, once it is made; nothing for another model.
+
+    Its optimizer is to look at every gradient before it updates: stage 3 always does, stages 1 and 2 where fp16 or a setting
+    says so. And reading a converted checkpoint, stage 3 gives every group of parameters the weight decay of the first, and
+    all of them one tensor to count steps in, which then advances once a group.
+    """
+    if not is_engine(model):
+        return
+    if hasattr(model.optimizer, "check_grad_overflow"):
+        model.optimizer.check_grad_overflow = True
+    optimizer = model.optimizer.optimizer
+    for group, decay in zip(optimizer.param_groups, decay_of_groups, strict=True):
+        group["weight_decay"] = decay
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
+
+
+def leave_out_step(model: Any) -> None:
+    """Make the update of a step that is not finite do nothing, state of the optimizer included.
+
+    AdamW passes over parameters without a gradient. DeepSpeed's engine has left the step out already, and has dropped its
+    gradients; its flag is taken back, which would keep the learning rate where it is.
+    """
+    if is_engine(model):
+        assert not model.was_step_applied(), "DeepSpeed has updated with gradients that are not finite"
+        model.optimizer.overflow = False
+    else:
+        model.zero_grad(set_to_none=True)
+
+
+def skip_shared_batches(loader: Any, count: int) -> None:
+    """Pass over micro-batches without reading them, in the loader that deals each row to several ranks.
+
+    The library cannot go on with such a loader. It holds one that reads a batch per rank, and gives them one by one.
+    """
+    from accelerate import skip_first_batches
+
+    whole, rest = divmod(count, loader.sp_world_size)
+    loader.dl = skip_first_batches(loader.dl, whole)
+    loader.iter = iter(loader.dl)
+    for _ in range(rest):
+        next(loader)
+
+
+def is_engine(model: Any) -> bool:
+    """Whether DeepSpeed wraps the model."""
+    return type(model).__name__ == "DeepSpeedEngine"
 
 
 def peak_flops_of_gpu(name: str, dtype: str) -> float | None:

@@ -27,7 +27,15 @@ class IsolationCheck(TrainerCallback):
         self.trainer, self.batch, self.bf16 = trainer, batch, bf16
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        check_isolation(self.trainer.model_wrapped, self.batch, self.bf16)
+        accelerator, layout = self.trainer.accelerator, self.trainer.session.layout
+        share = (accelerator.process_index % layout.sequence_ranks, layout.sequence_ranks)
+        check_isolation(
+            self.trainer.model_wrapped,
+            self.batch,
+            self.bf16,
+            share,
+            lambda value: accelerator.gather(value[None]).max(),  # pyright: ignore[reportAttributeAccessIssue]
+        )
 
 
 class RunControl(TrainerCallback):

@@ -77,16 +77,19 @@ class RowCollator:
     sources: int
     layouts: int
     skip_rows: frozenset[int] = frozenset()
+    rows_are_shared: bool = False  # between ranks: tensors hold a value per token then, and the rest travels as lists
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         laid_out = [self.lay_out(row) for row in rows]
         input_ids_BT, labels_BT, position_ids_BT = (torch.from_numpy(np.stack(part)) for part in zip(*laid_out, strict=True))
+        numbers = torch.tensor([row["row_number"] for row in rows])
+        counts_BK = torch.from_numpy(np.stack([self.count(row) for row in rows]))
         return {
             "input_ids": input_ids_BT,
             "labels": labels_BT,
             "position_ids": position_ids_BT,
-            "row_numbers": torch.tensor([row["row_number"] for row in rows]),
-            "document_tokens": torch.from_numpy(np.stack([self.count(row) for row in rows])),
+            "row_numbers": numbers.tolist() if self.rows_are_shared else numbers,
+            "document_tokens": counts_BK.tolist() if self.rows_are_shared else counts_BK,
         }
 
     def lay_out(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -97,9 +97,6 @@ def add_lora(model: Any, settings: LoraSettings, codec: Codec, seed: int) -> Any
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         wrapped: Any = get_peft_model(model, config)
-    if rows:
-        # subtle: the fused loss head asks the head for its bias, which peft's wrapper of trained rows does not have
-        wrapped.get_base_model().get_output_embeddings().register_parameter("bias", None)
     return wrapped
 
 
@@ -127,12 +124,12 @@ def check_targets(model: nn.Module, settings: LoraSettings) -> None:
 
 
 def check_layout(settings: LoraSettings, codec: Codec, layout: str) -> None:
-    """Whether this adapter can be trained where weights are shared out as `layout` says: none, ddp, zero1 to zero3, fsdp.
+    """Whether this adapter can be trained where weights are shared out as `layout` says (`sharding.Layout.kind`).
 
     Raises:
         ValueError: it cannot; the message says what to write instead.
     """
-    sharded = layout in ("zero3", "fsdp")
+    sharded = layout in ("zero3", "fsdp2")
     if settings.quantization != "none" and (sharded or layout.startswith("zero")):
         raise ValueError(
             f"`model.lora.quantization: nf4` with {layout}: 4-bit weights are neither shared out nor handed to DeepSpeed; "

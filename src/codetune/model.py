@@ -12,6 +12,7 @@ import copy
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,12 +192,19 @@ def copy_tokenizer(source: str, target: Path) -> None:
 
 
 @torch.no_grad()
-def check_isolation(model: Any, batch: dict[str, torch.Tensor], bf16: bool) -> float:
+def check_isolation(
+    model: Any,
+    batch: dict[str, torch.Tensor],
+    bf16: bool,
+    share: tuple[int, int] = (0, 1),
+    largest_over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda value: value,
+) -> float:
     """Largest difference between logits of packed documents and of each document alone, over a micro-batch of rows.
 
     The model may be wrapped (DDP, FSDP, ZeRO): every rank gives the same batch, so all make the same forward passes, under
     the autocast that is in the prepared model. The batch keeps its number of rows: flash attention isolates a single row
-    only, and says nothing about more.
+    only, and says nothing about more. Where ranks share rows, `share` is this one's part (its place, and of how many): it
+    gives its part of the packed rows, in training mode, since outside it the ranks do not share, and all of each document.
 
     Raises:
         ValueError: documents see each other under the attention in use.
@@ -208,31 +216,43 @@ def check_isolation(model: Any, batch: dict[str, torch.Tensor], bf16: bool) -> f
         for row, position_ids_T in enumerate(position_ids_BT)
         for start, end in _document_spans(position_ids_T)[:ISOLATION_DOCUMENTS]
     ]
-    kept = sorted({place for _, start, end in documents for place in range(start, min(end, start + ISOLATION_POSITIONS))})
+    place, parts = share
+    part_tokens = input_ids_BT.shape[1] // parts
+    low, high = place * part_tokens, (place + 1) * part_tokens
+    looked_at = {spot for _, start, end in documents for spot in range(start, min(end, start + ISOLATION_POSITIONS))}
+    kept = sorted(spot for spot in looked_at if low <= spot < high) or [low]
     was_training = model.training
+    model.train(parts > 1)
+    packed_BKV = adapter.selected_logits(
+        model, input_ids_BT[:, low:high], position_ids_BT[:, low:high], torch.tensor(kept, device=device) - low
+    ).float()
     model.eval()
-    packed_BKV = adapter.selected_logits(model, input_ids_BT, position_ids_BT, torch.tensor(kept, device=device)).float()
     differences, scale = [torch.zeros((), device=device)], 1.0
     for row, start, end in documents:
-        count, first = min(end - start, ISOLATION_POSITIONS), kept.index(start)
         alone_KV = adapter.selected_logits(
             model,
             input_ids_BT[row : row + 1, start:end],
             position_ids_BT[row : row + 1, start:end],
-            torch.arange(count, device=device),
+            torch.arange(min(end - start, ISOLATION_POSITIONS), device=device),
         )[0].float()
-        differences.append((packed_BKV[row, first : first + count] - alone_KV).abs().max())
         scale = max(scale, alone_KV.abs().max().item())
+        here = [spot for spot in range(start, start + len(alone_KV)) if low <= spot < high]
+        if here:
+            packed_KV = packed_BKV[row, [kept.index(spot) for spot in here]]
+            differences.append((packed_KV - alone_KV[[spot - start for spot in here]]).abs().max())
     model.train(was_training)
-    largest = torch.stack(differences).max().item()  # nan if any is
+    largest = largest_over_ranks(torch.stack(differences).max()).item()  # nan if any is
     exact = next(model.parameters()).dtype == torch.float32 and not bf16
     bound = scale * (1e-4 if exact else 5e-2)
     if not largest <= bound:
         attention = getattr(model, "module", model).config._attn_implementation
+        remedy = "`model.attention: sdpa`, or `training.micro_batch_rows: 1` for flash attention"
+        if parts > 1:
+            remedy = "`training.micro_batch_rows: 1` and `model.attention: flash_attention_2`, or let no ranks share rows"
         raise ValueError(
             f"packed documents see each other: their logits differ by {largest:.2g} from each document alone (bound "
             f"{bound:.2g}) with `model.attention` {attention} and {input_ids_BT.shape[0]} row(s) at once; write "
-            "`model.attention: sdpa`, or `training.micro_batch_rows: 1` for flash attention"
+            f"{remedy}"
         )
     return largest
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from codetune import adapter
+from codetune import adapter, cpu_ranks
 from codetune.artifacts import HELD_OUT, HELD_OUT_CUTS, MANIFEST, HeldOutSample, fail, read_held_out, read_json
 from codetune.tokens import Codec, open_codec
 
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=100, help="infilling prompts per layout (100); 0 for none")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens generated per prompt at most (64)")
     options = parser.parse_args(arguments)
-    adapter.settle_deepspeed()
+    cpu_ranks.settle_deepspeed()
     try:
         measure_checkpoint(options.checkpoint, options.rows, options.prompts, options.new_tokens)
     except ValueError as error:

@@ -34,7 +34,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from codetune import adapter, lora, probes
+from codetune import adapter, cpu_ranks, lora, probes, sharding
 from codetune.artifacts import (
     HELD_OUT,
     MANIFEST,
@@ -159,28 +159,34 @@ def run(recipe: Recipe, requests: Requests) -> Path:
     check_rows(recipe, rows)
     parent = open_parent(recipe)
     check_parent(recipe, parent, rows)
-    steps = derive_steps(recipe, world_size())
+    layout = sharding.asked_layout()
+    sharding.check_recipe(layout, recipe)
+    steps = derive_steps(recipe, layout.data_ranks)
     claim_output_folder(recipe)
     checkpoint = find_checkpoint(recipe)
+    written = None
     if checkpoint is not None:
         manifest = read_json(checkpoint / MANIFEST)
         refuse_other_inputs(recipe, checkpoint, manifest["parent"], parent.describe(), manifest["rows"], rows.manifest)
+        written = manifest.get("layout")
+        sharding.check_continuation(checkpoint, written, layout)
 
     # before the model is loaded: they tell the library how its weights are to be shared out
     bf16 = use_bf16(recipe)
     adapter.check_reporters(recipe.need_training().report_to)
     arguments = adapter.training_arguments(recipe, steps, bf16)
-    adapter.check_arguments(arguments, steps.world_size, bf16)
+    adapter.check_arguments(arguments, layout.ranks, bf16)
     if recipe.model.lora is not None:
-        lora.check_layout(recipe.model.lora, parent.codec, adapter.layout_of(arguments))
-    check_spikes(recipe, adapter.layout_of(arguments))
+        lora.check_layout(recipe.model.lora, parent.codec, layout.kind)
+    check_spikes(recipe, layout.kind)
 
     dataset = RowDataset(rows, recipe.seed, steps.rows)
-    collator = make_collator(recipe, rows, parent)
+    collator = make_collator(recipe, rows, parent, rows_are_shared=layout.sequence_ranks > 1)
     samples = read_held_out(rows.path / HELD_OUT)
     model = load_model(recipe, parent)
-    trainer = make_trainer(recipe, steps, rows, parent, model, arguments, dataset, collator, samples, requests)
+    trainer = make_trainer(recipe, steps, layout, rows, parent, model, arguments, dataset, collator, samples, requests)
     restore_session(recipe, trainer.session, checkpoint)
+    sharding.settle_accelerator(trainer.accelerator, recipe, layout, checkpoint, written)
     prepare_to_stop(recipe, trainer)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -389,7 +395,7 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
 # The trainer and its session
 
 
-def make_collator(recipe: Recipe, rows: Rows, parent: Parent) -> RowCollator:
+def make_collator(recipe: Recipe, rows: Rows, parent: Parent, rows_are_shared: bool) -> RowCollator:
     data = recipe.need_data()
     return RowCollator(
         sequence_tokens=data.sequence_tokens,
@@ -398,12 +404,14 @@ def make_collator(recipe: Recipe, rows: Rows, parent: Parent) -> RowCollator:
         sources=len(rows.manifest["source_names"]),
         layouts=len(rows.manifest["layout_names"]),
         skip_rows=frozenset(recipe.need_training().skip_rows),
+        rows_are_shared=rows_are_shared,
     )
 
 
 def make_trainer(
     recipe: Recipe,
     steps: Steps,
+    layout: sharding.Layout,
     rows: Rows,
     parent: Parent,
     model: Any,
@@ -440,7 +448,9 @@ def make_trainer(
             "recipe_hash": hash_json(recipe.to_dict()),
             "parent": parent.describe(),
             "rows": rows.manifest["fingerprint"],
+            "layout": layout.describe(),
         },
+        layout=layout,
         flops_per_token=training_flops_per_token(
             model.config, collator.sequence_tokens, None if trained is None else trained.adapter
         ),
@@ -467,7 +477,7 @@ def make_trainer(
             accelerator=trainer.accelerator,
         )
     adapter.drop_default_printers(trainer)
-    if collator.isolate_documents:
+    if collator.isolate_documents or layout.sequence_ranks > 1:
         first = collator([dataset[place] for place in range(min(2, steps.micro_batch_rows))])
         dataset.rows_read = 0
         trainer.add_callback(IsolationCheck(trainer, first, bf16))
@@ -615,11 +625,6 @@ def hardware(world: int) -> dict[str, Any]:
 # Ranks and printing
 
 
-def world_size() -> int:
-    """Ranks that the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
@@ -647,9 +652,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="how long the machine waits after a signal before it kills: give a save up by then",
     )
     options = parser.parse_args(arguments)
-    adapter.settle_deepspeed()
     transformers_logging.disable_progress_bar()  # of loading and saving; the bar of the run is ours
+    adapter.hush_libraries()
     try:
+        cpu_ranks.settle()
         train(load_recipe(options.recipe, options.set), options.minutes, options.grace_seconds)
     except ValueError as error:
         fail(str(error))

@@ -9,12 +9,10 @@
 * Guard: before the update, all ranks agree (one small all-reduce, which also carries requests to stop and to save) whether a
   loss or the gradient norm is not finite on any of them. Such a step is left out on all: no gradients, so the optimizer's
   state stays as it was; learning rate and step count go on. It is written down with its row numbers, and so is a step whose
-  loss or gradient leaps far above the usual (guard.py), which is left out only where the recipe says so.
+  loss or gradient leaps far above the usual (guard.py), which is left out only where the recipe says so. DeepSpeed's engine
+  updates inside `backward`, and leaves a step that is not finite out by itself (such a loss makes every gradient so).
 * Sealed checkpoints (checkpoints.py): written under another name, manifest last, renamed, and only then are older ones
   deleted. On one device and under DDP the state is copied and written while training goes on.
-
-What it does not do: guard DeepSpeed, whose engine updates inside `backward`; there a step that is not
-finite is written down and ends the run unsaved.
 """
 
 from __future__ import annotations
@@ -30,11 +28,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer
 
-from codetune import adapter
+from codetune import adapter, sharding
 from codetune.checkpoints import CheckpointWriter, SaveJob, numbered_checkpoints, remove_leftovers
 from codetune.guard import SpikeWatch
 from codetune.model import utilisation
@@ -90,6 +89,7 @@ class Session:
     manifest: dict[str, Any]  # what every sealed checkpoint records
     flops_per_token: int
     peak_flops: float | None  # of one device
+    layout: sharding.Layout = field(default_factory=lambda: sharding.Layout("single", 1))  # as the launcher asked
     evaluate: Callable[..., dict[str, float]] | None = None  # (model, poll=) -> flat figures; polls between batches
     complete: Callable[[Path], None] | None = None  # puts beside a checkpoint's weights what the library leaves out
     requests: Requests = field(default_factory=Requests)  # to stop and to save
@@ -108,6 +108,8 @@ class SafeTraining(Trainer):
     def __init__(self, *args: Any, session: Session, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.session = session
+        if session.layout.sequence_ranks > 1:
+            self.loss_is_scaled_for_ga = True  # by `_loss_of_shared_rows`; the library's own is not
         self._bad = torch.zeros((), dtype=torch.bool, device=self.args.device)
         self._step_loss = torch.zeros((), device=self.args.device)
         self._step_rows: list[torch.Tensor] = []
@@ -137,7 +139,29 @@ class SafeTraining(Trainer):
             inputs["fused_lm_head"] = True
         if num_items_in_batch is not None:  # a batch whose rows are all skipped teaches nothing; it is no division by zero
             num_items_in_batch = torch.clamp(torch.as_tensor(num_items_in_batch), min=1)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.session.layout.sequence_ranks > 1:
+            loss, outputs = self._loss_of_shared_rows(model, inputs, num_items_in_batch)
+        else:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        # a loss that is not finite must show in the gradients, which all ranks and DeepSpeed's engine look at
+        loss = loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_of_shared_rows(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Any, Any]:
+        """This rank's share of the batch's loss, where ranks share each row; the gradients add up to those of the whole.
+
+        The library's own gives each micro-batch the same weight, however many of its tokens are learnt.
+        """
+        labels = {} if self.session.fused_loss else {"labels": inputs["shift_labels"]}
+        outputs = model(**inputs, **labels, num_items_in_batch=num_items_in_batch)
+        return outputs.loss * self.accelerator.num_processes, outputs
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Tokens that the whole batch learns from. Where ranks share rows, each counts the tokens that it has."""
+        if self.session.layout.sequence_ranks == 1:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts = [batch["shift_labels"].ne(-100).sum() for batch in batch_samples]
+        return self._sum_over_ranks(torch.stack(counts).sum().to(device))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One micro-batch. A loss that is not finite is noted, and 0 stands for it in the running mean."""
@@ -146,9 +170,10 @@ class SafeTraining(Trainer):
         counted = torch.where(finite, loss, torch.zeros_like(loss))
         self._bad |= ~finite
         self._step_loss = self._step_loss + counted
-        self._step_rows.append(inputs["row_numbers"])
-        self._step_losses.append(self._mean_loss(loss, inputs["labels"], num_items_in_batch))
-        self._unread_counts += inputs["document_tokens"].sum(0).to(self._unread_counts.device)
+        self._step_rows.append(torch.as_tensor(inputs["row_numbers"]))
+        labels_BT = inputs["labels"] if "labels" in inputs else inputs["shift_labels"]
+        self._step_losses.append(self._mean_loss(loss, labels_BT, num_items_in_batch))
+        self._unread_counts += torch.as_tensor(inputs["document_tokens"]).sum(0).to(self._unread_counts.device)
         return counted
 
     def _mean_loss(self, loss: torch.Tensor, labels_BT: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
@@ -157,6 +182,12 @@ class SafeTraining(Trainer):
             return loss
         learnt = labels_BT.ne(-100).sum()
         return loss * num_items_in_batch / (learnt * self.accelerator.num_processes)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The library's; its groups are noted, weight decay being on matrices only."""
+        optimizer = super().create_optimizer(model)
+        self._decay_of_groups = [group["weight_decay"] for group in optimizer.param_groups]
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning rate as a pure function of the step (`rate_fraction`)."""
@@ -177,24 +208,33 @@ class SafeTraining(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """The library's preparation, and a look at what came of it."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        sharding.check_shared_out(self.session.layout, self.accelerator, self.model_wrapped)
+        adapter.settle_engine(self.model_wrapped, self._decay_of_groups)
+        return prepared
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """The library's loop; it cannot pass over batches that several ranks share, so this is done before."""
+        done = kwargs["steps_trained_in_current_epoch"]
+        if done and self.session.layout.sequence_ranks > 1:
+            adapter.skip_shared_batches(kwargs["train_dataloader"], done)
+            self.args.ignore_data_skip = True
+        super()._run_epoch(**kwargs)
+
     # -- guard --------------------------------------------------------------------------------------------------------
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The last thing the library calls before the update, on every rank: here the step is let through or left out."""
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = _whole(super()._get_grad_norm(model, grad_norm))
         finite, figures = self._agree_on_step(norm)
         leaps = self.session.spikes.judge(**figures) if finite else {}
         if not finite or (leaps and self.session.spike_action == "skip"):
             self._record_step("spike" if finite else "not finite", skipped=True, figures=figures, leaps=leaps)
             self._count_skipped()
-            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-                raise ValueError(
-                    f"step {self.state.global_step + 1}: a loss or gradient is not finite, and DeepSpeed has already "
-                    f"updated with it; its rows are in {self.session.skipped_path}, and the run ends without saving. Name "
-                    "rows in `training.skip_rows`, and start it again: it goes on from its newest checkpoint"
-                )
             self._stop_after_too_many()
-            adapter.drop_gradients(model)
+            adapter.leave_out_step(model)
         else:
             if leaps:
                 self._record_step("spike", skipped=False, figures=figures, leaps=leaps)
@@ -323,7 +363,7 @@ class SafeTraining(Trainer):
 
     def settle_ledger(self) -> Ledger:
         """The ledger with everything counted up to now, on all ranks; all of them must call it."""
-        total_K = self._sum_over_ranks(self._unread_counts)
+        total_K = self._sum_over_ranks(self._unread_counts) // self.session.layout.sequence_ranks
         self.session.ledger.counts = self.session.ledger.counts + total_K.cpu()
         self._unread_counts = torch.zeros_like(self._unread_counts)
         if self._clock is not None:
@@ -507,6 +547,11 @@ def _start_worker(library: Callable[[int], None] | None, worker: int) -> None:
     leave_signals_to_parent()
     if library is not None:
         library(worker)
+
+
+def _whole(value: Any) -> Any:
+    """A value that FSDP2 shares out over the ranks, such as the norm of all gradients, put together; others as they are."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _finite_or_none(value: Any) -> float | None:

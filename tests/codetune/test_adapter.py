@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, Trainer
 
-from codetune import adapter
+from codetune import adapter, cpu_ranks
 from codetune.recipe import load_recipe
 from codetune.steps import derive_steps
 
@@ -77,10 +77,10 @@ def test_several_gpus_without_a_launcher_are_refused() -> None:
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU is here")
 def test_deepspeed_is_told_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    adapter.settle_deepspeed()
+    cpu_ranks.settle_deepspeed()
     assert os.environ["DS_ACCELERATOR"] == "cpu"
     monkeypatch.setenv("DS_ACCELERATOR", "xpu")
-    adapter.settle_deepspeed()
+    cpu_ranks.settle_deepspeed()
     assert os.environ["DS_ACCELERATOR"] == "xpu"
 
 
@@ -136,7 +136,7 @@ def test_a_step_without_gradients_leaves_weights_and_optimizer_alone(model: Any)
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     states = [{name: value.clone() for name, value in state.items()} for state in optimizer.state.values()]
     (model(input_ids=input_ids, labels=labels, fused_lm_head=True).loss * float("nan")).backward()
-    adapter.drop_gradients(model)
+    adapter.leave_out_step(model)
     optimizer.step()
     for before, parameter in zip(weights, model.parameters(), strict=True):
         assert torch.equal(before, parameter)

@@ -352,9 +352,9 @@ def test_settings_that_cannot_be_are_refused(make_run: Callable[..., Path], sett
     ("settings", "layout", "message"),
     [
         (LoraSettings(), "zero3", "rows of single tokens cannot be trained .*; write `train_new_tokens: false`"),
-        (LoraSettings(), "fsdp", "rows of single tokens cannot be trained"),
+        (LoraSettings(), "fsdp2", "rows of single tokens cannot be trained"),
         (LoraSettings(quantization="nf4"), "zero2", "4-bit weights are neither shared out nor handed to DeepSpeed"),
-        (LoraSettings(quantization="nf4", train_new_tokens=False), "fsdp", "4-bit weights are neither shared out"),
+        (LoraSettings(quantization="nf4", train_new_tokens=False), "fsdp2", "4-bit weights are neither shared out"),
     ],
 )
 def test_layouts_that_cannot_be_are_refused(tiny_codec: Codec, settings: LoraSettings, layout: str, message: str) -> None:
@@ -365,7 +365,7 @@ def test_layouts_that_cannot_be_are_refused(tiny_codec: Codec, settings: LoraSet
 def test_layouts_that_can_be_are_let_through(tiny_codec: Codec) -> None:
     for layout in ("none", "ddp", "zero1", "zero2"):
         lora.check_layout(LoraSettings(), tiny_codec, layout)
-    for layout in ("zero3", "fsdp"):
+    for layout in ("zero3", "fsdp2"):
         lora.check_layout(LoraSettings(train_new_tokens=False), tiny_codec, layout)
     for layout in ("none", "ddp"):
         lora.check_layout(LoraSettings(quantization="nf4"), tiny_codec, layout)

@@ -11,22 +11,20 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from codetune import train as train_module
-from codetune import trainer as trainer_module
 from codetune.artifacts import LaneWriter, PackedRow, open_rows, read_json, row_order, why_invalid
 from codetune.collate import RowCollator
 from codetune.model import PeakFlops, training_flops_per_token
 from codetune.recipe import load_recipe
+from codetune.sharding import Layout
 from codetune.steps import rate_fraction
 from codetune.train import main, train
 from codetune.trainer import RowTrainer, SafeTraining
@@ -185,20 +183,6 @@ def test_the_loss_written_down_is_the_micro_batch_s_own_mean(
     logits = parent(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert record["micro_batches"][1]["loss"] == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_where_the_engine_has_updated_the_rows_are_written_down_and_the_run_ends(
-    make_run: Callable[..., Path], poison: Callable[[set[int]], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = load_recipe(make_run())
-    numbers = row_order(recipe.seed, 16, 0, 32).tolist()
-    poison({numbers[9]})
-    monkeypatch.setattr(trainer_module, "DistributedType", SimpleNamespace(DEEPSPEED=DistributedType.NO))
-    with pytest.raises(ValueError, match=r"step 3: .* DeepSpeed has already updated with it; its rows are in .*skipped"):
-        train(recipe)
-    (record,) = [json.loads(line) for line in (recipe.run_dir / "skipped_steps.jsonl").read_text().splitlines()]
-    assert record["micro_batches"][0]["rows"] == numbers[8:10]
-    assert [path.name for path in recipe.checkpoints_dir.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 def test_two_ranks_learn_what_one_learns_and_skip_the_same_step(
@@ -365,7 +349,7 @@ def test_missing_rows_say_how_to_build_them(make_run: Callable[..., Path], capsy
 def test_a_launch_that_accelerate_does_not_see_is_refused(
     make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_module, "world_size", lambda: 2)
+    monkeypatch.setattr(train_module.sharding, "asked_layout", lambda: Layout("ddp", 2))
     monkeypatch.setattr(train_module, "load_model", lambda *_: pytest.fail("the model was loaded first"))
     with pytest.raises(ValueError, match="2 ranks were started, but Accelerate sees 1"):
         train(load_recipe(make_run()))

@@ -1,0 +1,63 @@
+"""What `accelerate launch` starts in tests: trainings one after another, each by the command's own `main`, in one launch.
+
+Started as a script with a JSON file of jobs. {"recipe", "set", "poison", "die_after", "rows"} is a training: `poison` is the
+number of a row whose micro-batch has a NaN loss, on the rank that has it; `die_after` a saved step after which every rank
+ends at once; `rows` a path to which each rank writes what it reads, one JSON line [step, rank, row numbers] a micro-batch;
+`unchecked` leaves out the check of the recipe, so that the check of the model is met.
+{"convert": path} is `python -m codetune.sharding`, on the main rank. A job that is refused prints its message and how it
+ended, and the next one follows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codetune import sharding
+from codetune.train import main
+from codetune.trainer import RowTrainer, SafeTraining
+
+CHECK_RECIPE = sharding.check_recipe
+
+
+def run(job: dict[str, Any]) -> None:
+    poison, die_after, rows = job.get("poison"), job.get("die_after"), job.get("rows")
+    rank = int(os.environ.get("RANK", "0"))
+
+    def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
+        numbers = torch.as_tensor(inputs["row_numbers"]).flatten().tolist()
+        if rows is not None:
+            with Path(f"{rows}.{rank}").open("a", encoding="utf-8") as file:
+                file.write(json.dumps([self.state.global_step + 1, rank, numbers]) + "\n")
+        loss = SafeTraining.compute_loss(self, model, inputs, *rest, **named)
+        return loss * float("nan") if poison in numbers else loss
+
+    def save_checkpoint(self: Any, *arguments: Any) -> None:
+        SafeTraining._save_checkpoint(self, *arguments)
+        if die_after is not None and self.state.global_step >= die_after:
+            raise KeyboardInterrupt
+
+    RowTrainer.compute_loss = compute_loss  # pyright: ignore[reportAttributeAccessIssue]
+    RowTrainer._save_checkpoint = save_checkpoint  # pyright: ignore[reportAttributeAccessIssue]
+    sharding.check_recipe = (lambda *_: None) if job.get("unchecked") else CHECK_RECIPE
+    main(["--recipe", job["recipe"], *(["--set", *job["set"]] if job.get("set") else [])])
+
+
+def convert(path: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        sharding.main([path])
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+if __name__ == "__main__":
+    for each in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        try:
+            convert(each["convert"]) if "convert" in each else run(each)
+        except SystemExit as end:
+            print(f"{each} ended with {end.code}", flush=True)
