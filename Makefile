@@ -160,7 +160,7 @@ bench: $(SET_UP) $(if $(ONLY),need-base) ## our figures, each against a referenc
 # --- Working on it ---------------------------------------------------------------------------------------------------
 
 test: $(SET_UP) ## set-up, then pytest
-	$(PY) -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup $(PYTEST_ARGS)
 
 check: $(SET_UP) ## set-up, then ruff (format and rules) and pyright
 	$(PY) -m ruff format --check .

@@ -194,7 +194,8 @@ def add_fused_head(model: Any) -> None:
         found = f"{scaled[0]} in its configuration" if scaled else f"an output layer of the kind {type(head).__name__}"
         raise ValueError(f"this model has {found}, which the fused head does not know; train a model of Llama's family")
     head.__class__ = HeadWithLosses  # not a new module: the parameter may be tied, or shared out already
-    softcap = head.softcap = getattr(text, "final_logit_softcapping", None)
+    softcap: Any = getattr(text, "final_logit_softcapping", None)
+    head.softcap = softcap
     original = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` looks at the names of the arguments

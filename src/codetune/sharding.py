@@ -110,8 +110,8 @@ def check_recipe(asked: Layout, recipe: Recipe) -> None:
         )
     if data.packing.isolate_documents and not recipe.model.attention.startswith("flash"):
         raise ValueError(
-            f"`model.attention` is {recipe.model.attention}, for which DeepSpeed drops the mask when rows are shared between "
-            "ranks: packed documents would see each other. Write model.attention: flash_attention_2 (on GPUs), or "
+            f"`model.attention` is {recipe.model.attention}, for which DeepSpeed drops the mask where ranks share rows: "
+            "packed documents would see each other. Write model.attention: flash_attention_2 (on GPUs), or "
             "data.packing.isolate_documents: false, or launch without parallelism_config_sp_size"
         )
 

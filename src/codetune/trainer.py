@@ -215,13 +215,13 @@ class SafeTraining(Trainer):
         adapter.settle_engine(self.model_wrapped, self._decay_of_groups)
         return prepared
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The library's loop; it cannot pass over batches that several ranks share, so this is done before."""
         done = kwargs["steps_trained_in_current_epoch"]
         if done and self.session.layout.sequence_ranks > 1:
             adapter.skip_shared_batches(kwargs["train_dataloader"], done)
             self.args.ignore_data_skip = True
-        super()._run_epoch(**kwargs)
+        super()._run_epoch(*args, **kwargs)
 
     # -- guard --------------------------------------------------------------------------------------------------------
 

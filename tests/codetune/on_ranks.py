@@ -3,7 +3,8 @@
 Started as a script with a JSON file of jobs. {"recipe", "set", "poison", "die_after", "rows"} is a training: `poison` is the
 number of a row whose micro-batch has a NaN loss, on the rank that has it; `die_after` a saved step after which every rank
 ends at once; `rows` a path to which each rank writes what it reads, one JSON line [step, rank, row numbers] a micro-batch;
-`unchecked` leaves out the check of the recipe, so that the check of the model is met.
+`unchecked` leaves out the check of the recipe, so that the check of the model is met; `believes` is what Accelerate is made
+to do: "alone" that each rank trains by itself, "whole" that nothing is shared out.
 {"convert": path} is `python -m codetune.sharding`, on the main rank. A job that is refused prints its message and how it
 ended, and the next one follows.
 """
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 
-from codetune import sharding
+from codetune import cpu_ranks, sharding
+from codetune.cpu_ranks import ACCELERATE_INIT
 from codetune.train import main
 from codetune.trainer import RowTrainer, SafeTraining
 
-CHECK_RECIPE = sharding.check_recipe
+CHECK_RECIPE, DEVICE_ARGUMENTS = sharding.check_recipe, cpu_ranks.device_arguments
 
 
 def run(job: dict[str, Any]) -> None:
@@ -45,6 +48,11 @@ def run(job: dict[str, Any]) -> None:
     RowTrainer.compute_loss = compute_loss  # pyright: ignore[reportAttributeAccessIssue]
     RowTrainer._save_checkpoint = save_checkpoint  # pyright: ignore[reportAttributeAccessIssue]
     sharding.check_recipe = (lambda *_: None) if job.get("unchecked") else CHECK_RECIPE
+    believes = job.get("believes")
+    cpu_ranks.device_arguments = (lambda: {"use_cpu": False}) if believes == "alone" else DEVICE_ARGUMENTS
+    if believes == "whole":
+        AcceleratorState.__init__ = ACCELERATE_INIT
+        cpu_ranks.settle = lambda: None
     main(["--recipe", job["recipe"], *(["--set", *job["set"]] if job.get("set") else [])])
 
 

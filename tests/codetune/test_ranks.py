@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from codetune.artifacts import read_json, row_order, why_invalid
+from codetune.artifacts import newest_valid_checkpoint, read_json, row_order, why_invalid
 from codetune.recipe import load_recipe
 from codetune.tokens import open_codec
 
@@ -88,47 +88,56 @@ def rows_of(path: Path, ranks: int) -> dict[int, set[int]]:
     return {step: set(numbers) for step, numbers in found.items()}
 
 
+FULL_ATTENTION = {"data.packing.isolate_documents": False, "data.packing.strategy": "concatenate"}
+
+
 @pytest.fixture(scope="session")
-def runs(
+def make_runs(
     make_run_in: Callable[..., Path], wide_parent: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], dict[str, Any]]:
-    """`runs("zero3")`: what the runs of one layout left; made once in a session. `alone` is one rank in this process."""
+) -> Callable[..., dict[str, Any]]:
+    """`make_runs("straight", "poisoned")`: recipes of those names with the same rows, in a folder of their own."""
+
+    def make(*names: str, **settings: Any) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("runs")
+        everywhere = {"parent": str(wide_parent), "probes.infill_prompts": 0, **settings}
+        return {name: load_recipe(make_run_in(folder, name, **everywhere)) for name in names} | {"folder": folder}
+
+    return make
+
+
+def job(made: dict[str, Any], name: str, **more: Any) -> dict[str, Any]:
+    return {"recipe": str(made["folder"] / f"{name}.yaml"), **more}
+
+
+@pytest.fixture(scope="session")
+def runs(make_runs: Callable[..., dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+    """`runs("zero3")`: what the runs of two ranks under one layout left; made once in a session."""
     made: dict[str, dict[str, Any]] = {}
 
     def of(layout: str) -> dict[str, Any]:
-        if layout in made:
-            return made[layout]
-        folder = tmp_path_factory.mktemp(layout)
-        paths = {
-            name: make_run_in(folder, name, **{"parent": str(wide_parent), "probes.infill_prompts": 0})
-            for name in ("straight", "poisoned", "resumed", "elastic")
-        }
-        jobs: list[dict[str, Any]] = [
-            {"recipe": str(paths["straight"]), "rows": str(folder / "rows")},
-            {"recipe": str(paths["poisoned"]), "poison": poisoned_row()},
-            {"recipe": str(paths["resumed"]), "die_after": STOP},
-            {"recipe": str(paths["resumed"])},
-            {"recipe": str(paths["elastic"]), "die_after": STOP},
-        ]
-        made[layout] = {name: load_recipe(path) for name, path in paths.items()}
-        made[layout] |= {"folder": folder, "out": launch_jobs(layout, 2, folder, jobs)}
+        if layout not in made:
+            found = made[layout] = make_runs("straight", "poisoned", "resumed", "elastic", "mistaken")
+            jobs = [
+                job(found, "straight", rows=str(found["folder"] / "rows")),
+                job(found, "poisoned", poison=poisoned_row()),
+                job(found, "resumed", die_after=STOP),
+                job(found, "resumed"),
+                job(found, "elastic", die_after=STOP),
+            ]
+            jobs += [job(found, "mistaken", believes="alone")] if layout == "ddp" else []
+            jobs += [job(found, "mistaken", believes="whole")] if layout == "fsdp2" else []
+            found["out"] = launch_jobs(layout, 2, found["folder"], jobs)
         return made[layout]
 
     return of
 
 
 @pytest.fixture(scope="session")
-def alone(make_run_in: Callable[..., Path], wide_parent: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same runs by one rank, in this process."""
-    folder = tmp_path_factory.mktemp("alone")
-    found = {}
-    for name, poison in (("straight", None), ("poisoned", poisoned_row())):
-        found[name] = load_recipe(make_run_in(folder, name, **{"parent": str(wide_parent), "probes.infill_prompts": 0}))
-        jobs = folder / f"{name}.json"
-        jobs.write_text(json.dumps([{"recipe": str(folder / f"{name}.yaml"), "poison": poison}]), encoding="utf-8")
-        command = [sys.executable, str(Path(__file__).with_name("on_ranks.py")), str(jobs)]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+def alone(make_runs: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """The same by one rank, launched with cpu.yaml."""
+    found = make_runs("straight", "poisoned")
+    jobs = [job(found, "straight"), job(found, "poisoned", poison=poisoned_row())]
+    launch_jobs("cpu", 1, found["folder"], jobs)
     return found
 
 
@@ -192,3 +201,118 @@ def test_a_run_of_two_ranks_goes_on_to_the_same_bits(layout: str, runs: Callable
     assert manifest["session"]["rows_read_by_main_rank"] == (STEPS - STOP) * BATCH_ROWS // 2
     for name, tensor in weights_of(straight.model_dir).items():
         assert torch.equal(weights_of(resumed.model_dir)[name], tensor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_run_of_two_ranks_goes_on_with_one_on_the_same_batches(layout: str, runs: Callable[[str], Any]) -> None:
+    """And with another micro-batch, accumulation and number of workers."""
+    made = runs(layout)
+    recipe, folder = made["elastic"], made["folder"]
+    checkpoint = recipe.checkpoints_dir / f"checkpoint-{STOP}"
+    goes_on = job(
+        made, "elastic", set=["training.micro_batch_rows=1", "training.loader_workers=2"], rows=str(folder / "later")
+    )
+    zero = layout.startswith("zero")
+    jobs = [job(made, "elastic"), {"convert": str(checkpoint)}, goes_on] if zero else [goes_on]
+    out = launch_jobs("cpu" if layout == "ddp" else layout, 1, folder, jobs)
+    if zero:
+        assert f"checkpoint-{STOP} was written by 2 rank(s) under {layout}, and this is 1" in out
+        assert f"Convert them once (python -m codetune.sharding {checkpoint})" in out
+        assert why_invalid(checkpoint) is None
+    assert f"going on from {checkpoint}" in out
+    assert rows_of(folder / "later", 1) == {
+        step: set(row_order(7, 16, (step - 1) * BATCH_ROWS, BATCH_ROWS).tolist()) for step in range(STOP + 1, STEPS + 1)
+    }
+    assert losses_of(recipe.run_dir) == pytest.approx(losses_of(made["straight"].run_dir), rel=1e-5)
+    expected, weights = weights_of(made["straight"].model_dir), weights_of(recipe.model_dir)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, atol=NOISE, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout"), LAYOUTS[1:])
+def test_a_damaged_shard_is_passed_over_and_named(layout: str, runs: Callable[[str], Any], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(runs(layout)["straight"].checkpoints_dir, folder)
+    shards = "*/__1_0.distcp" if layout == "fsdp2" else "global_step*/*rank_1_mp_rank_00_optim_states.pt"
+    truncated = next((folder / "checkpoint-8").glob(shards))
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    found, (sentence,) = newest_valid_checkpoint(folder)
+    assert found == folder / "checkpoint-6"
+    assert f"checkpoint-8: skipped, {truncated.relative_to(folder / 'checkpoint-8')} has" in sentence
+    missing = next((folder / "checkpoint-6").glob(shards))
+    missing.unlink()
+    found, sentences = newest_valid_checkpoint(folder)
+    assert found is None
+    assert sentences[1].endswith(f"skipped, {missing.relative_to(folder / 'checkpoint-6')} is missing")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS[:1])
+def test_ranks_that_would_each_train_alone_are_refused(layout: str, runs: Callable[[str], Any]) -> None:
+    assert "error: 2 ranks were started, but Accelerate sees 1: each would train alone" in runs(layout)["out"]
+    assert not runs(layout)["mistaken"].model_dir.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS[3:])
+def test_a_model_that_is_not_shared_out_as_asked_is_refused(layout: str, runs: Callable[[str], Any]) -> None:
+    assert "the launcher asked for fsdp2 over 2 rank(s), but Accelerate chose MULTI_CPU" in runs(layout)["out"]
+    assert not runs(layout)["mistaken"].model_dir.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.xdist_group("ulysses")
+def test_two_ranks_that_share_rows_learn_what_one_learns_and_refuse_to_mix_documents(
+    make_runs: Callable[..., dict[str, Any]],
+) -> None:
+    made, reference = (make_runs("straight", "resumed", **FULL_ATTENTION) for _ in range(2))
+    isolated = make_runs("refused", "checked")
+    launch_jobs("cpu", 1, reference["folder"], [job(reference, "straight")])
+    jobs = [
+        job(made, "straight", rows=str(made["folder"] / "rows")),
+        job(made, "resumed", die_after=STOP),
+        job(made, "resumed"),
+        job(isolated, "refused"),
+        job(isolated, "checked", unchecked=True),
+    ]
+    out = launch_jobs("ulysses", 2, made["folder"], jobs)
+    expected = weights_of(reference["straight"].model_dir)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights_of(made["straight"].model_dir)[name], tensor, atol=NOISE, rtol=0)
+        assert torch.equal(weights_of(made["resumed"].model_dir)[name], weights_of(made["straight"].model_dir)[name])
+    assert losses_of(made["straight"].run_dir) == pytest.approx(losses_of(reference["straight"].run_dir), rel=1e-5)
+    ledgers = [read_json(found["straight"].model_dir / "manifest.json")["ledger"] for found in (made, reference)]
+    assert {**ledgers[0], "seconds": 0} == {**ledgers[1], "seconds": 0}
+    assert "`model.attention` is sdpa, for which DeepSpeed drops the mask where ranks share rows" in out
+    assert "packed documents see each other: their logits differ by" in out
+    assert not isolated["refused"].model_dir.exists() and not isolated["checked"].model_dir.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.xdist_group("zero3")
+def test_optimizer_and_weights_kept_in_memory_learn_the_same(
+    make_runs: Callable[..., dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    made = make_runs("straight")
+    launch_jobs("zero3_offload", 2, made["folder"], [job(made, "straight")])
+    for name, tensor in weights_of(alone["straight"].model_dir).items():
+        torch.testing.assert_close(weights_of(made["straight"].model_dir)[name], tensor, atol=NOISE, rtol=0)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU is here")
+def test_a_launch_for_gpus_that_finds_none_is_refused(make_runs: Callable[..., dict[str, Any]]) -> None:
+    made = make_runs("straight")
+    arguments = ["-m", "codetune.train", "--recipe", str(made["folder"] / "straight.yaml")]
+    done = launch("ddp", 2, arguments, CODETUNE_CPU_RANKS="0")
+    assert done.returncode != 0
+    assert "error: the launch is one for GPUs, and this machine shows none" in done.stderr
+    assert "CODETUNE_CPU_RANKS=1" in done.stderr
+
+
+def test_every_launch_file_is_launched_here() -> None:
+    launched = {"cpu", "ulysses", "zero3_offload", *(parameter.values[0] for parameter in LAYOUTS)}
+    assert {path.stem for path in (ROOT / "recipes/accelerate").glob("*.yaml")} == launched
