@@ -43,6 +43,7 @@ def run(job: dict[str, Any]) -> None:
     def save_checkpoint(self: Any, *arguments: Any) -> None:
         SafeTraining._save_checkpoint(self, *arguments)
         if die_after is not None and self.state.global_step >= die_after:
+            self.finish_save()
             raise KeyboardInterrupt
 
     RowTrainer.compute_loss = compute_loss  # pyright: ignore[reportAttributeAccessIssue]
