@@ -2,8 +2,8 @@
 
 A tiny Llama and toy rows, made here; `accelerate launch` with the files of recipes/accelerate, on CPU ranks. The second
 rank's loss in one step is NaN. What is compared, with one rank's run of the same: that the step is written down with its
-rows and left out on both ranks, that weights are finite and those of the reference, which they could not be had a gradient or
-a state of the optimizer leaked into later steps.
+rows and left out on both ranks, that weights are finite and those of the reference, which they could not be had a gradient
+or a state of the optimizer leaked into later steps.
 
     python -m bench.poison
 """
