@@ -8,7 +8,10 @@ SHELL := bash
 # --- What a user sets ------------------------------------------------------------------------------------------------
 
 SIZE ?= tiny#                                    which recipes: smoke tiny smollm2-135m 7b 13b 34b 70b
-STAGE ?= stage1#                                 which stage, for data, explain, probes
+STAGE ?= stage1#                                 which stage, for data, explain, probes: base stage1 python lcft python-lcft
+FROM ?= stage1#                                  lcft: the stage it starts from: stage1, or python (whose output is python-lcft)
+ARM ?=#                                          another recipe of the same stage and size: recipes/STAGE/SIZE-ARM.yaml
+ROWS ?=#                                         probes: the stage whose held-out documents are measured on; none: STAGE's
 SET ?=#                                          settings over the recipe's: SET="optimizer.learning_rate=2.0e-5 seed=1"
 ACCELERATE ?=#                                   which machines, such as recipes/accelerate/zero3.yaml; none: one process here
 WORKERS ?=#                                      lanes built at once; none: one per core
@@ -24,6 +27,9 @@ VENV ?= .venv#                                   where it goes
 
 override SIZE := $(strip $(SIZE))
 override STAGE := $(strip $(STAGE))
+override FROM := $(strip $(FROM))
+override ARM := $(strip $(ARM))
+override ROWS := $(strip $(ROWS))
 override ACCELERATE := $(strip $(ACCELERATE))
 override PYTHON := $(strip $(PYTHON))
 override VENV := $(strip $(VENV))
@@ -50,13 +56,40 @@ ifeq ($(SIZE),smollm2-135m)
 SET_UP += $(VENV)/.stamp-smollm2
 endif
 
+# The tree of stages: what each starts from. An arm starts from the arm of the same name where its parent has one.
+PARENT_OF_stage1 := base
+PARENT_OF_python := stage1
+PARENT_OF_lcft := stage1
+PARENT_OF_python-lcft := python
+LCFT := $(if $(filter python,$(FROM)),python-lcft,lcft)
+recipe = recipes/$(1)/$(SIZE)$(ARM:%=-%).yaml
+run_name = $(1)$(ARM:%=-%)
+parent_arm = $(if $(ARM),$(if $(wildcard recipes/$(PARENT_OF_$(1))/$(SIZE)-$(ARM).yaml),$(ARM)))
+parent_model = $(RUNS)/$(SIZE)/$(PARENT_OF_$(1))$(addprefix -,$(parent_arm))/model
+told_parent = make $(PARENT_OF_$(1)) SIZE=$(SIZE)$(addprefix $() ARM=,$(parent_arm))$(if $(RUNS_SETTING), SET=$(RUNS_SETTING))
+
+# A stage makes what it needs first where that is a matter of minutes; elsewhere it says what is missing. SET belongs to the
+# stage that was named, not to those made on the way. Commands return at once where their output is finished. $(1): stage
+define need_parent
+@test -f $(call recipe,$(1)) || { echo "error: there is no $(call recipe,$(1)); recipes/$(1) has: $$(ls recipes/$(1) 2> /dev/null | tr '\n' ' ')" >&2; exit 2; }
+$(if $(filter parent=%,$(SET)),,@test -f $(parent_model)/manifest.json || $(if $(filter $(SIZE),$(EMBEDDED)),$(MAKE) --no-print-directory $(PARENT_OF_$(1)) ARM='$(parent_arm)' SET='$(RUNS_SETTING)',{ echo "error: $(parent_model) is not there; make it first: $(told_parent) ($(wildcard recipes/$(PARENT_OF_$(1))/$(SIZE)$(addprefix -,$(parent_arm)).yaml) says what it needs)" >&2; exit 2; }))
+endef
+define need_rows
+$(if $(filter $(SIZE),$(EMBEDDED)),$(call build_rows,$(call recipe,$(1)),$(SETTINGS)),@test -f $(RUNS)/$(SIZE)/$(run_name)/rows/manifest.json || { echo "error: $(RUNS)/$(SIZE)/$(run_name)/rows is not there; build it first, on a machine with many cores: make data STAGE=$(1) SIZE=$(SIZE)$(addprefix $() ARM=,$(ARM))$(if $(RUNS_SETTING), SET=$(RUNS_SETTING))" >&2; exit 2; })
+endef
+define stage
+$(need_parent)
+$(need_rows)
+$(call train,$(call recipe,$(1)),$(SETTINGS))
+endef
+
 # One owner of the two commands that every stage runs. $(1): recipe, $(2): settings
 build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
 # One process needs no launcher, which would hide its messages and end before it does on Ctrl-C.
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup demo base data stage1 pin fim explain spikes probes bench test check format clean need-base need-rows
+.PHONY: help setup demo base data stage1 python lcft pin fim explain spikes probes bench test check format clean need-base
 
 help: ## these lines
 	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
@@ -94,44 +127,46 @@ $(VENV)/.stamp-smollm2: $(VENV)/.stamp-packages
 
 # --- The main job ----------------------------------------------------------------------------------------------------
 
-demo: $(SET_UP) ## set-up, then base and stage1 at `tiny`, and where everything is
+demo: $(SET_UP) ## set-up, then base, stage1, python and lcft at `tiny`, and where everything is
 	@$(MAKE) --no-print-directory stage1
+	@$(MAKE) --no-print-directory python SET='$(RUNS_SETTING)'
+	@$(MAKE) --no-print-directory lcft SET='$(RUNS_SETTING)'
 	@echo
-	@echo 'made by this demo:'
-	@echo '  $(RUNS)/$(SIZE)/base/model       the starting checkpoint, with the four infill tokens'
-	@echo '  $(RUNS)/$(SIZE)/stage1/rows      packed rows; manifest.json counts every token, document and drop'
-	@echo '  $(RUNS)/$(SIZE)/stage1/model     the trained checkpoint: AutoModelForCausalLM.from_pretrained("$(RUNS)/$(SIZE)/stage1/model")'
-	@echo 'next: make explain ROW=0 · make probes · make fim FILE=some.py'
+	@echo 'made by this demo, in $(RUNS)/$(SIZE):'
+	@echo '  base/model       the starting checkpoint, with the four infill tokens'
+	@echo '  stage1/model     after code, text about code and English, with infilling'
+	@echo '  python/model     after the Python stage, from stage1'
+	@echo '  lcft/model       after long-context fine-tuning, from stage1: four times its context'
+	@echo '  */rows           packed rows; manifest.json counts every token, document and drop'
+	@echo 'each of them: AutoModelForCausalLM.from_pretrained("$(RUNS)/$(SIZE)/lcft/model"); manifest.json beside it says what was measured'
+	@echo 'next: make explain ROW=0 · make probes STAGE=lcft · make lcft FROM=python · make fim FILE=some.py'
 
 base: $(SET_UP) ## the starting checkpoint with the infill tokens: runs/SIZE/base/model
-	$(PY) -m data_pipelines.base --recipe recipes/base/$(SIZE).yaml $(SETTINGS)
+	$(PY) -m data_pipelines.base --recipe $(call recipe,base) $(SETTINGS)
 ifneq ($(filter $(SIZE),$(TRAINED_BASES)),)
-	$(call build_rows,recipes/base/$(SIZE).yaml,$(SETTINGS))
-	$(call train,recipes/base/$(SIZE).yaml,$(SETTINGS))
+	$(call build_rows,$(call recipe,base),$(SETTINGS))
+	$(call train,$(call recipe,base),$(SETTINGS))
 endif
 
-data: $(SET_UP) need-base ## rows of a stage (STAGE=stage1): runs/SIZE/STAGE/rows
-	$(call build_rows,recipes/$(STAGE)/$(SIZE).yaml,$(SETTINGS))
+data: $(SET_UP) ## rows of a stage (STAGE=stage1): runs/SIZE/STAGE/rows
+	$(if $(PARENT_OF_$(STAGE)),$(call need_parent,$(STAGE)))
+	$(call build_rows,$(call recipe,$(STAGE)),$(SETTINGS))
 
-stage1: $(SET_UP) need-base need-rows ## train: code, text about code, natural language, with infilling: runs/SIZE/stage1/model
-	$(call train,recipes/stage1/$(SIZE).yaml,$(SETTINGS))
+stage1: $(SET_UP) ## train: code, text about code, natural language, with infilling: runs/SIZE/stage1/model
+	$(call stage,stage1)
 
-# A stage makes what it needs first where that is a matter of minutes; elsewhere it says what is missing. SET belongs to the
-# stage that was named, not to the base that is made on the way. Commands return at once where their output is finished.
+python: $(SET_UP) ## train: mostly Python, from stage1: runs/SIZE/python/model
+	$(call stage,python)
+
+lcft: $(SET_UP) ## train: long rows and a larger RoPE base, from stage1 (FROM=python: runs/SIZE/python-lcft): runs/SIZE/lcft/model
+	@case '$(FROM)' in stage1 | python) ;; *) echo "error: FROM is '$(FROM)'; lcft starts from stage1 or from python" >&2; exit 2;; esac
+	$(call stage,$(LCFT))
+
 need-base: $(SET_UP)
-ifneq ($(filter parent=%,$(SET)),)
-	@:
-else ifneq ($(filter $(SIZE),$(EMBEDDED)),)
-	@test -f $(BASE)/manifest.json || $(MAKE) --no-print-directory base SET='$(RUNS_SETTING)'
-else
-	@test -f $(BASE)/manifest.json || { echo "error: $(BASE) is not there; make it first: make base SIZE=$(SIZE)$(if $(RUNS_SETTING), SET=$(RUNS_SETTING)) (recipes/base/$(SIZE).yaml says what it needs)" >&2; exit 2; }
-endif
-
-need-rows: $(SET_UP) need-base
 ifneq ($(filter $(SIZE),$(EMBEDDED)),)
-	$(call build_rows,recipes/stage1/$(SIZE).yaml,$(SETTINGS))
+	@test -f $(BASE)/manifest.json || $(MAKE) --no-print-directory base ARM= SET='$(RUNS_SETTING)'
 else
-	@test -f $(RUNS)/$(SIZE)/stage1/rows/manifest.json || { echo "error: $(RUNS)/$(SIZE)/stage1/rows is not there; build it first, on a machine with many cores: make data STAGE=stage1 SIZE=$(SIZE)$(if $(RUNS_SETTING), SET=$(RUNS_SETTING))" >&2; exit 2; }
+	@test -f $(BASE)/manifest.json || { echo "error: $(BASE) is not there; make it first: make base SIZE=$(SIZE)$(if $(RUNS_SETTING), SET=$(RUNS_SETTING))" >&2; exit 2; }
 endif
 
 pin: $(SET_UP) ## look up the commits behind `revision: unpinned` and write them into the recipes (FILE=...: one of them)
@@ -146,13 +181,13 @@ fim: $(SET_UP) ## show FILE=... as plain, PSM and SPM, the four tokens visible
 
 explain: $(SET_UP) ## print the documents of a row: ROW=17 (STAGE=stage1)
 	@test -n '$(ROW)' || { echo 'error: say which row: make explain ROW=0' >&2; exit 2; }
-	@$(PY) -m data_pipelines.build --recipe recipes/$(STAGE)/$(SIZE).yaml $(SETTINGS) --explain $(ROW)
+	@$(PY) -m data_pipelines.build --recipe $(call recipe,$(STAGE)) $(SETTINGS) --explain $(ROW)
 
 spikes: $(SET_UP) ## print the rows of steps whose loss leapt or that were left out, the worst first (STEP=412: one of them)
-	@$(PY) -m data_pipelines.spikes --recipe recipes/$(STAGE)/$(SIZE).yaml $(SETTINGS) $(if $(STEP),--step $(STEP))
+	@$(PY) -m data_pipelines.spikes --recipe $(call recipe,$(STAGE)) $(SETTINGS) $(if $(STEP),--step $(STEP))
 
-probes: $(SET_UP) ## held-out losses, stop rate and first-line match of a stage's checkpoint (STAGE=stage1)
-	@$(PY) -m codetune.probes --checkpoint $(RUNS)/$(SIZE)/$(STAGE)/model --rows $(RUNS)/$(SIZE)/$(STAGE)/rows
+probes: $(SET_UP) ## losses, infilling, growing context and keys of a stage's checkpoint (STAGE=lcft; ROWS=: documents of another)
+	@$(PY) -m codetune.probes --checkpoint $(RUNS)/$(SIZE)/$(call run_name,$(STAGE))/model --rows $(RUNS)/$(SIZE)/$(or $(ROWS),$(call run_name,$(STAGE)))/rows
 
 bench: $(SET_UP) $(if $(ONLY),need-base) ## our figures, each against a reference in the same run; ONLY=name measures one, ONLY=all every one (FORCE=1 again)
 	@$(PY) -m bench.run $(ONLY) $(if $(filter 1,$(FORCE)),--force)

@@ -40,9 +40,9 @@ from codetune.artifacts import (
     software_versions,
     whole_folder,
     why_invalid,
-    write_json,
 )
 from codetune.recipe import BaseSettings, Recipe, load_recipe
+from codetune.rope import write_older_dialect
 from codetune.tokens import open_codec
 from codetune.vocabulary import (
     BEGIN,
@@ -392,16 +392,8 @@ def _write(made: Made, recipe: Recipe, folder: Path) -> None:
     )
     made.model.save_pretrained(str(folder), max_shard_size=EXPORT_SHARD_SIZE)
     tokenizer.save_pretrained(str(folder))
-    _write_older_rope(folder)
+    write_older_dialect(folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
-
-
-def _write_older_rope(folder: Path) -> None:
-    """Say the RoPE base in the older dialect too: readers that do not know `rope_parameters` would take 10,000."""
-    config = read_json(folder / "config.json")
-    rope = config.get("rope_parameters") or {}
-    if "rope_theta" in rope:
-        write_json(folder / "config.json", {**config, "rope_theta": rope["rope_theta"]})
 
 
 def _verify(made: Made, folder: Path) -> None:

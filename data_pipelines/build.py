@@ -43,12 +43,15 @@ from codetune.artifacts import (
     replace_folder,
     write_json,
 )
-from codetune.recipe import DECIDE_NO_ROW, Recipe, load_recipe
+from codetune.lengths import LengthCounts, length_table
+from codetune.recipe import DECIDE_NO_ROW, DataSettings, Recipe, SourceSettings, load_recipe
+from codetune.rope import check_positions
 from codetune.tokens import Codec, open_codec
-from data_pipelines.documents import Drops, SourcePlan, plan_source
+from data_pipelines.documents import Document, Drops, SourcePlan, plan_source
 from data_pipelines.fim import Sample
-from data_pipelines.held_out import HeldOut, collect_held_out
+from data_pipelines.held_out import HeldOut, collect_held_out, is_held_out_group
 from data_pipelines.held_out_samples import held_out_samples
+from data_pipelines.long_documents import LongPreference, search_long_documents
 from data_pipelines.mixture import mixed_stream
 from data_pipelines.packing import Concatenator, GroupPacker
 from data_pipelines.streams import SourceStream
@@ -65,6 +68,7 @@ def build(recipe: Recipe, workers: int = 1) -> Path:
         ValueError: something about the recipe, the sources or the output folder that the user can mend.
     """
     target = recipe.rows_dir
+    recipe.require_parent()
     codec = open_codec(recipe.parent_path)
     check_parent(recipe, codec)
     if _is_finished(recipe, codec):
@@ -74,7 +78,7 @@ def build(recipe: Recipe, workers: int = 1) -> Path:
         started = time.monotonic()
         plan = plan_build(recipe, codec, target.with_name("rows.partial"))
         partial = _open_partial(target.with_name("rows.partial"), plan, codec)
-        held_out = _collect_held_out_once(partial, plan)
+        held_out = _collect_held_out_once(partial, plan, codec)
         with _progress(partial, plan):
             _run_lanes(partial, plan, held_out, workers)
         samples = held_out_samples(held_out, plan, codec)
@@ -88,6 +92,7 @@ def build(recipe: Recipe, workers: int = 1) -> Path:
             leftover.unlink()
         replace_folder(partial, target)
     print(mix_table(manifest))
+    print(length_table(manifest["lengths"]))
     print(f"rows: {target}, {manifest['rows']} rows in {seconds:.0f} s")
     return target
 
@@ -159,21 +164,17 @@ def check_parent(recipe: Recipe, codec: Codec) -> None:
     """Whether rows can be built for this parent.
 
     Raises:
-        ValueError: infilling tokens are missing, rows are longer than the model's context, or the parent was trained on
-            documents that this stage would measure on.
+        ValueError: infilling tokens are missing, rows are longer than the model's context, or that was lengthened already,
+            or the parent was trained on documents that this stage would measure on.
     """
     data = recipe.need_data()
     if max([data.fim.rate, *(source.fim_rate or 0.0 for source in data.sources.values())]) > 0.0:
         codec.need_infill()
-    config = Path(recipe.parent_path) / "config.json"
-    context = read_json(config).get("max_position_embeddings") if config.is_file() else None
-    if context is not None and data.sequence_tokens > context:
-        raise ValueError(
-            f"`data.sequence_tokens` is {data.sequence_tokens}, but {recipe.parent_path} has a context of {context} "
-            f"positions; write at most {context}"
-        )
-    known = Path(recipe.parent_path) / MANIFEST
-    before = (read_json(known).get("recipe") or {}).get("data") if known.is_file() else None
+    config, known = (Path(recipe.parent_path) / name for name in ("config.json", MANIFEST))
+    manifest = read_json(known) if known.is_file() else {}
+    if config.is_file():
+        check_positions(recipe, read_json(config), manifest)
+    before = (manifest.get("recipe") or {}).get("data")
     ours = data.held_out.fraction
     # a smaller fraction holds out some of the groups that a larger one does, so holding out less than the parent is fine
     if before is not None and before["held_out"]["fraction"] < ours:
@@ -254,12 +255,32 @@ def _open_partial(partial: Path, plan: BuildPlan, codec: Codec) -> Path:
     return partial
 
 
-def _collect_held_out_once(partial: Path, plan: BuildPlan) -> HeldOut:
+def _collect_held_out_once(partial: Path, plan: BuildPlan, codec: Codec) -> HeldOut:
     """Held-out documents and the lines that tell their near copies; collected once, then read by every lane."""
     saved = partial / "work" / "held_out.json"
     if not saved.is_file():
-        collect_held_out(plan.sources, plan.recipe.need_data().held_out).save(saved)
+        settings = plan.recipe.need_data().held_out
+        collect_held_out(plan.sources, settings, _long_held_out(plan, codec)).save(saved)
     return HeldOut.load(saved)
+
+
+def _long_held_out(plan: BuildPlan, codec: Codec) -> dict[str, tuple[Document, ...]]:
+    """Long documents to measure on, from the sources that the recipe names; none where it asks for none."""
+    settings = plan.recipe.need_data().held_out
+    if settings.long_documents is None:
+        return {}
+    every = [source.name for source in plan.sources if source.settings.kind != "generated"]
+    wanted = settings.long_sources or every
+    return {
+        source.name: search_long_documents(
+            source,
+            settings,
+            lambda group: is_held_out_group(group, settings.fraction),
+            lambda text: len(codec.plain(codec.encode(text), last=False)),
+        )
+        for source in plan.sources
+        if source.name in wanted
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -347,6 +368,7 @@ def build_lane(partial: Path, plan: BuildPlan, held_out: HeldOut, lane: int) -> 
             drops=drops,
             held_out=held_out,
             cuts_at_room=concatenate,
+            prefers=_preference(data, source.settings),
         )
         for source in plan.sources
     ]
@@ -354,7 +376,7 @@ def build_lane(partial: Path, plan: BuildPlan, held_out: HeldOut, lane: int) -> 
     shares = [source.settings.share for source in plan.sources]
     samples = mixed_stream(streams, shares, data.sequence_tokens, packer.room)
     writer = LaneWriter(partial / lane_file(lane), codec.vocabulary_size)
-    counts = RowCounts(len(streams))
+    counts = RowCounts(len(streams), data.sequence_tokens)
     try:
         for group in range(plan.lane_groups):
             rows = [_packed_row(row) for row in packer.next_group(samples)]
@@ -368,6 +390,10 @@ def build_lane(partial: Path, plan: BuildPlan, held_out: HeldOut, lane: int) -> 
             raise ValueError(f"{partial}: no space left on the disk; free some and run the same command again") from error
         raise
     write_json(partial / "work" / f"lane-{lane:05d}.json", _lane_facts(streams, packer.waiting, counts, drops))
+
+
+def _preference(data: DataSettings, source: SourceSettings) -> LongPreference | None:
+    return None if data.long_documents is None else LongPreference(data.long_documents, source.long_share)
 
 
 def lane_file(lane: int) -> str:
@@ -389,10 +415,11 @@ def _packed_row(samples: list[Sample]) -> PackedRow:
 
 
 class RowCounts:
-    """Tokens in finished rows, by source and layout: tokens of the sample they belong to."""
+    """Tokens in finished rows, by source and layout (of the sample they belong to), and how long documents are there."""
 
-    def __init__(self, sources: int) -> None:
+    def __init__(self, sources: int, row_tokens: int) -> None:
         self.rows = 0
+        self.lengths = LengthCounts(sources, row_tokens)
         self.by_source_and_layout = np.zeros((sources, len(LAYOUTS)), np.int64)
 
     @property
@@ -403,6 +430,7 @@ class RowCounts:
         self.rows += len(rows)
         for row in rows:
             np.add.at(self.by_source_and_layout, (row.sources, row.layouts), row.document_lengths)
+            self.lengths.add(row.sources, row.document_lengths)
 
 
 def _lane_facts(streams: list[SourceStream], waiting: list[Sample], counts: RowCounts, drops: Drops) -> dict[str, Any]:
@@ -421,7 +449,8 @@ def _lane_facts(streams: list[SourceStream], waiting: list[Sample], counts: RowC
         rest = facts["tokens_not_packed"] + facts["tokens_not_taken"]
         assert in_rows + rest == facts["tokens_encoded"], f"tokens of {stream.plan.name} were lost: {facts}"
         sources[stream.plan.name] = facts
-    return {"rows": counts.rows, "sources": sources, "drops": drops.as_dict()}
+    lengths = {stream.plan.name: counts.lengths.sparse(place) for place, stream in enumerate(streams)}
+    return {"rows": counts.rows, "sources": sources, "drops": drops.as_dict(), "lengths": lengths}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -509,6 +538,11 @@ def _write_manifest(partial: Path, plan: BuildPlan, codec: Codec) -> dict[str, A
         for name, reasons in lane["drops"].items():
             for reason, count in reasons.items():
                 drops.add(name, reason, count)
+    names = [source.name for source in plan.sources]
+    lengths = LengthCounts(len(names), data.sequence_tokens)
+    for lane in lanes:
+        for place, name in enumerate(names):
+            lengths.add_sparse(place, lane["lengths"][name])
     rows = sum(lane["rows"] for lane in lanes)
     manifest = {
         "format": FORMAT,
@@ -524,12 +558,13 @@ def _write_manifest(partial: Path, plan: BuildPlan, codec: Codec) -> dict[str, A
         "rows": rows,
         "tokens": total,
         "fill": total / (rows * data.sequence_tokens),
-        "source_names": [source.name for source in plan.sources],
+        "source_names": names,
         "layout_names": list(LAYOUTS),
         "kind_names": list(KINDS),
         "sources": sources,
         "source_facts": {source.name: source.facts for source in plan.sources},
         "drops": drops.as_dict(),
+        "lengths": lengths.describe(names),
         "versions": artifacts.software_versions(),
     }
     artifacts.finish_rows(partial, [lane_file(lane) for lane in range(plan.lanes)], codec.vocabulary_size, manifest)
@@ -584,6 +619,9 @@ def mix_table(manifest: dict[str, Any]) -> str:
     infilled = sum(source["layouts"]["psm"] + source["layouts"]["spm"] for source in manifest["sources"].values())
     lines.append(f"infilled: {infilled:,} of {fits:,} documents that fit in a row ({infilled / max(fits, 1):.1%})")
     lines.append(f"row fill: {manifest['fill']:.2%} of {manifest['rows']:,} rows of {manifest['sequence_tokens']:,} tokens")
+    left_out = sum(source["tokens_left_out"] for source in manifest["sources"].values())
+    if left_out:
+        lines.append(f"left out: {left_out:,} tokens behind the first ones of long documents")
     for name, reasons in manifest["drops"].items():
         lines.append(
             f"dropped from {name}: " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))

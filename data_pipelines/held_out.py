@@ -56,6 +56,7 @@ class HeldOut:
     openings: frozenset[str]  # the first words of the documents, so that few others are hashed
     texts: frozenset[bytes]  # hashes of the whole documents
     searched: dict[str, int] = field(default_factory=dict)  # documents looked at per source
+    long: dict[str, tuple[Document, ...]] = field(default_factory=dict)  # those that a growing context is measured on
 
     def excludes(self, group: str) -> bool:
         return is_held_out_group(group, self.fraction)
@@ -76,8 +77,12 @@ class HeldOut:
         return 2 * len(copied) >= long
 
     def save(self, path: Path) -> None:
-        documents = {source: [asdict(document) for document in found] for source, found in self.documents.items()}
-        write_json(path, {"fraction": self.fraction, "documents": documents, "searched": self.searched})
+        documents, long = (
+            {source: [asdict(document) for document in found] for source, found in kind.items()}
+            for kind in (self.documents, self.long)
+        )
+        facts = {"fraction": self.fraction, "searched": self.searched}
+        write_json(path, {**facts, "documents": documents, "long": long})
 
     @staticmethod
     def load(path: Path) -> HeldOut:
@@ -87,8 +92,11 @@ class HeldOut:
             ValueError: no such file, or damaged.
         """
         tree = read_json(path)
-        documents = {name: tuple(Document(**item) for item in found) for name, found in tree["documents"].items()}
-        return held_out_of(documents, tree["fraction"], tree["searched"])
+        documents, long = (
+            {name: tuple(Document(**item) for item in found) for name, found in tree[kind].items()}
+            for kind in ("documents", "long")
+        )
+        return held_out_of(documents, tree["fraction"], tree["searched"], long)
 
 
 def long_lines(text: str) -> set[str]:
@@ -103,23 +111,34 @@ def _hash_of_words(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def held_out_of(documents: dict[str, tuple[Document, ...]], fraction: float, searched: dict[str, int]) -> HeldOut:
-    """The held-out set of these documents, its lines divided into telling ones and boilerplate.
+def held_out_of(
+    documents: dict[str, tuple[Document, ...]],
+    fraction: float,
+    searched: dict[str, int],
+    long: dict[str, tuple[Document, ...]] | None = None,
+) -> HeldOut:
+    """The held-out set of these documents and long ones, its lines divided into telling ones and boilerplate.
 
     A document that stands whole in several groups counts once: its lines tell of it, they are no boilerplate.
     """
-    distinct = {_hash_of_words(document.text): document for found in documents.values() for document in reversed(found)}
+    every = [*documents.values(), *(long or {}).values()]
+    distinct = {_hash_of_words(document.text): document for found in every for document in reversed(found)}
     owners: dict[str, list[str]] = defaultdict(list)  # of each line, the group of each document it stands in
     for document in distinct.values():
         for line in long_lines(document.text):
             owners[line].append(document.group)
     telling = frozenset(line for line, groups in owners.items() if len(groups) < 3 and len(set(groups)) == 1)
     openings = frozenset(_first_words(document.text) for document in distinct.values())
-    return HeldOut(fraction, documents, telling, frozenset(owners) - telling, openings, frozenset(distinct), searched)
+    texts = frozenset(distinct)
+    return HeldOut(fraction, documents, telling, frozenset(owners) - telling, openings, texts, searched, long or {})
 
 
-def collect_held_out(plans: Sequence[SourcePlan], settings: HeldOutSettings) -> HeldOut:
+def collect_held_out(
+    plans: Sequence[SourcePlan], settings: HeldOutSettings, long: dict[str, tuple[Document, ...]] | None = None
+) -> HeldOut:
     """Find the documents to measure on: for each source the first ones of held-out groups, from several groups.
+
+    `long` holds the long ones (`long_documents.py`), which are watched over for near copies like the others.
 
     The search ends once there are enough from enough groups, or `search_documents` were looked at. A source none of
     whose groups is held out gets an empty tuple, and a line on stderr says so.
@@ -134,7 +153,7 @@ def collect_held_out(plans: Sequence[SourcePlan], settings: HeldOutSettings) -> 
                 f"data.held_out.search_documents ({settings.search_documents})",
                 file=sys.stderr,
             )
-    return held_out_of(documents, settings.fraction, searched)
+    return held_out_of(documents, settings.fraction, searched, long)
 
 
 def _search(plan: SourcePlan, settings: HeldOutSettings) -> tuple[tuple[Document, ...], int]:
@@ -156,10 +175,10 @@ def _search(plan: SourcePlan, settings: HeldOutSettings) -> tuple[tuple[Document
         spread = len(found) >= min(SPREAD_GROUPS, count)
         if looked_at >= settings.search_documents or (total >= count and spread) or total >= SPREAD_GROUPS * count:
             break
-    return tuple(_in_turns(found.values(), count)), looked_at
+    return tuple(in_turns(found.values(), count)), looked_at
 
 
-def _in_turns(groups: Iterable[list[Document]], count: int) -> list[Document]:
+def in_turns(groups: Iterable[list[Document]], count: int) -> list[Document]:
     """One document of each group, then a second of each, until there are `count`.
 
     Example: [a1, a2, a3], [b1], 3 -> a1, b1, a2

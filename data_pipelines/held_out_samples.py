@@ -8,7 +8,8 @@ written plain, and for two cuts infilled, PSM and SPM, each beside plain text wi
     psm, plain_border   prefix and middle encoded apart
     spm, plain_joint    prefix and middle encoded as one text
 
-A document longer than a row gives its first row as plain text, and no cut.
+A document longer than a row gives its first row as plain text, and no cut. A long document, for the loss under growing
+context, gives its first `held_out.long_tokens` tokens, however long a row is (layout `long`).
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ SALT = "codetune held-out cuts, version 1"  # no recipe's seed: every stage meas
 
 def held_out_samples(held_out: HeldOut, plan: BuildPlan, codec: Codec) -> Iterator[HeldOutSample]:
     """All samples of all held-out documents, in the order of the sources."""
-    row_tokens = plan.recipe.need_data().sequence_tokens
+    data = plan.recipe.need_data()
+    row_tokens, long_tokens = data.sequence_tokens, data.held_out.long_tokens
     for source in plan.sources:
         for document in held_out.documents.get(source.name, ()):
             if codec.represents(document.text):
                 yield from _of_document(document, codec, row_tokens)
+        for document in held_out.long.get(source.name, ()):
+            if codec.represents(document.text):
+                ids = codec.plain(codec.encode(document.text), last=False)[:long_tokens]
+                yield HeldOutSample(ids, "long", document.source, document.id)
 
 
 def _of_document(document: Document, codec: Codec, row_tokens: int) -> Iterator[HeldOutSample]:

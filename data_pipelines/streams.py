@@ -18,6 +18,7 @@ from codetune.tokens import Codec
 from data_pipelines.documents import Document, Drops, SourcePlan, read_documents
 from data_pipelines.fim import PLAIN, Sample, encode_documents, encode_layouts
 from data_pipelines.held_out import HeldOut
+from data_pipelines.long_documents import REASON, LongPreference
 
 BATCH_CHARACTERS = 400_000  # documents encoded at once; bounds memory, and results do not depend on it
 BATCH_DOCUMENTS = 256
@@ -32,6 +33,7 @@ class StreamCounts:
     documents_encoded: int = 0
     tokens_encoded: int = 0
     tokens_taken: int = 0
+    tokens_left_out: int = 0  # behind `long_documents.first_tokens` of their document; not in `tokens_encoded`
     documents_cut: int = 0  # longer than a row, or (concatenation) than what was left of it
     documents_fitting: int = 0  # those that could be infilled
     layouts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LAYOUTS, 0))  # documents
@@ -65,6 +67,7 @@ class SourceStream:
         drops: Drops,
         held_out: HeldOut | None,
         cuts_at_room: bool = False,
+        prefers: LongPreference | None = None,
     ) -> None:
         self.plan = plan
         self.codec = codec
@@ -76,6 +79,7 @@ class SourceStream:
         self.drops = drops
         self.held_out = held_out
         self.cuts_at_room = cuts_at_room  # concatenation: documents are cut where the row ends
+        self.prefers = prefers
         self.counts = StreamCounts()
         self._why_dry = ""
         self._documents = self._passes()
@@ -131,9 +135,20 @@ class SourceStream:
             if sample is None:
                 self.drops.add(self.plan.name, "not_representable")
                 continue
+            if self.prefers is not None and not self.prefers.takes(len(sample)):
+                self.drops.add(self.plan.name, REASON)
+                continue
+            if self.prefers is not None:
+                self.counts.tokens_left_out += self.prefers.cut_to_first_tokens(sample)
             self.counts.documents_encoded += 1
             self.counts.tokens_encoded += len(sample)
             self._ready.append((sample, document))
+        if self.prefers is not None and self.prefers.finds_nothing() and self.counts.passes_completed:
+            raise ValueError(
+                f"source `{self.plan.name}` has no document of {self.prefers.minimum_tokens} tokens in lane {self.lane} of "
+                f"{self.lanes}, and `data.long_documents` asks for some; write `data.sources.{self.plan.name}.long_share: "
+                "0`, or lower `data.long_documents.minimum_tokens`"
+            )
 
     def _passes(self) -> Iterator[Document]:
         settings, counts = self.plan.settings, self.counts

@@ -52,10 +52,14 @@ def test_only_src_is_installed_and_tests_are_no_package() -> None:
     "path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT / "recipes"))
 )
 def test_every_yaml_loads(path: Path) -> None:
+    if path.parent.name == "parts":
+        users = [other for other in (ROOT / "recipes").rglob("*.yaml") if path.name in str(extends_of(other))]
+        assert users, "no recipe extends this part"
+        return  # each of those is loaded whole
     if path.parent.name != "accelerate":
         recipe = load_recipe(path)
-        if path.stem in SIZES:
-            assert (recipe.name, recipe.size) == (path.parent.name, path.stem)
+        size, arm = size_and_arm(path.stem)
+        assert (recipe.name, recipe.size) == (f"{path.parent.name}-{arm}" if arm else path.parent.name, size)
         return
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -72,10 +76,92 @@ def test_every_yaml_begins_with_its_command_and_hardware(path: Path) -> None:
     assert re.search(r"GPU|CPU|[Nn]ot run", header)
 
 
+def extends_of(path: Path) -> list[str]:
+    """The files that a recipe extends, as it names them."""
+    found = yaml.safe_load(path.read_text(encoding="utf-8")).get("extends") or []
+    return [found] if isinstance(found, str) else found
+
+
+def size_and_arm(stem: str) -> tuple[str, str]:
+    """Example: `smollm2-135m` -> ("smollm2-135m", ""), `7b-same-base` -> ("7b", "same-base")"""
+    size = next(size for size in sorted(SIZES, key=len, reverse=True) if stem == size or stem.startswith(f"{size}-"))
+    return size, stem.removeprefix(size).removeprefix("-")
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_has_its_recipes(size: str) -> None:
-    for stage in ("base", "stage1"):
-        assert (ROOT / "recipes" / stage / f"{size}.yaml").is_file()
+    parents = {"base": None, "stage1": "base", "python": "stage1", "lcft": "stage1", "python-lcft": "python"}
+    for stage, parent in parents.items():
+        path = ROOT / "recipes" / stage / f"{size}.yaml"
+        if (stage, size) == ("python-lcft", "70b"):
+            assert not path.exists()  # the paper's Python 70B keeps 4,096 positions
+            continue
+        recipe = load_recipe(path)
+        assert stage == "base" or recipe.parent == parent
+
+
+def groups_of(path: Path) -> dict[str, float]:
+    """Share of each group of sources."""
+    shares: dict[str, float] = {}
+    for name, source in load_recipe(path).need_data().sources.items():
+        shares[source.group or name] = shares.get(source.group or name, 0.0) + source.share
+    return shares
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("python*/*.yaml")), ids=lambda path: str(path.parent.name))
+def test_the_python_stage_has_the_papers_shares(path: Path) -> None:
+    recipe = load_recipe(path)
+    expected = {"python": 0.75, "code": 0.10, "code_text": 0.10, "text": 0.05}
+    assert groups_of(path) == pytest.approx(expected, abs=1e-8)
+    assert recipe.need_data().fim.rate == 0.0
+    if recipe.name.startswith("python-lcft") or recipe.embedded:
+        return
+    assert (recipe.need_optimizer().learning_rate, recipe.need_training().train_tokens) == (1e-4, 100_000_000_000)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes").glob("*lcft/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_long_context_keeps_its_parents_mix_and_infill_rate(path: Path) -> None:
+    recipe = load_recipe(path)
+    size, arm = size_and_arm(path.stem)
+    stage, _, before = str(recipe.parent).partition("-")
+    parent = load_recipe(ROOT / "recipes" / stage / f"{size}{f'-{before}' if before else ''}.yaml")
+    shares, theirs = ({name: source.share for name, source in one.need_data().sources.items()} for one in (recipe, parent))
+    assert shares == theirs
+    assert recipe.need_data().fim.rate == (0.0 if arm == "no-infill" else parent.need_data().fim.rate)
+    longer = 16_384 if size in ("7b", "13b", "34b", "70b") else 4 * parent.need_data().sequence_tokens
+    longer = 32_768 if size == "smollm2-135m" else longer
+    assert (recipe.need_data().sequence_tokens, recipe.model.context_tokens) == (longer, longer)
+    base = {"linear": None, "same-base": None}.get(arm, 1e7 if size == "smollm2-135m" else 1e6)
+    assert (recipe.model.rope_base, recipe.model.rope_linear_factor) == (base, 4.0 if arm == "linear" else None)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps", "batch_tokens"),
+    [
+        ("lcft/7b", 3_000, 2**21),
+        ("lcft/13b", 10_000, 2**21),
+        ("lcft/34b", 11_000, 2**20),
+        ("lcft/70b", 10_000, 2**21),
+        ("python-lcft/7b", 10_000, 2**21),
+        ("python-lcft/34b", 11_000, 2**20),
+    ],
+)
+def test_long_context_has_the_papers_steps(recipe: str, steps: int, batch_tokens: int) -> None:
+    loaded = load_recipe(ROOT / "recipes" / f"{recipe}.yaml")
+    training = loaded.need_training()
+    assert (training.train_tokens, training.batch_tokens) == (steps * batch_tokens, batch_tokens)
+    assert loaded.need_optimizer().learning_rate == 2e-5
+
+
+def test_the_lineage_without_infilling_never_meets_it() -> None:
+    """Code Llama - Python 7B and 13B: 32,000 rows, so no infill tokens from the base on."""
+    for size in ("7b", "13b"):
+        assert not load_recipe(ROOT / "recipes" / "base" / f"{size}-plain.yaml").need_base().infill_tokens
+        for stage, parent in (("stage1", "base"), ("python", "stage1"), ("python-lcft", "python")):
+            recipe = load_recipe(ROOT / "recipes" / stage / f"{size}-plain.yaml")
+            assert (recipe.parent, recipe.need_data().fim.rate) == (f"{parent}-plain", 0.0)
 
 
 def test_embedded_recipes_read_only_what_set_up_installs() -> None:
@@ -83,7 +169,7 @@ def test_embedded_recipes_read_only_what_set_up_installs() -> None:
     wheels = re.findall(r"([A-Za-z0-9_.-]+)==", makefile_variable("DATA_WHEELS"))
     known = {name.lower().replace("_", "-") for name in [*pinned, *wheels, "python-stdlib"]}
     for path in (ROOT / "recipes").glob("*/*.yaml"):
-        if path.parent.name == "accelerate" or (recipe := load_recipe(path)).data is None:
+        if path.parent.name in ("accelerate", "parts") or (recipe := load_recipe(path)).data is None:
             continue
         for name, source in recipe.data.sources.items():
             missing = {item.lower().replace("_", "-") for item in source.distributions} - known
@@ -118,6 +204,51 @@ def test_make_alone_lists_every_target() -> None:
     internal = {name for name in targets() if name.startswith("need-")}
     for name in targets() - internal:
         assert re.search(rf"^  {name} +\S", listed, re.MULTILINE), f"make help says nothing of {name}"
+
+
+def make_says(*words: str) -> str:
+    """What make would do, or why it does nothing; no package is installed for it."""
+    done = subprocess.run(
+        ["make", "-n", "-o", "setup", *words, "SET_UP="], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def test_long_context_after_python_has_a_folder_of_its_own() -> None:
+    said = make_says("lcft", "FROM=python", "SIZE=smoke", "SET=runs=elsewhere")
+    assert "test -f elsewhere/smoke/python/model/manifest.json || make --no-print-directory python ARM=''" in said
+    assert "-m codetune.train --recipe recipes/python-lcft/smoke.yaml --set 'runs=elsewhere'" in said
+    assert "--recipe recipes/lcft/smoke.yaml" in make_says("lcft", "SIZE=smoke")
+
+
+def test_an_arm_starts_from_the_arm_of_its_name_where_there_is_one() -> None:
+    assert "test -f runs/7b/stage1-plain/model" in make_says("python", "SIZE=7b", "ARM=plain")
+    assert "test -f runs/7b/stage1/model" in make_says("lcft", "SIZE=7b", "ARM=linear")
+
+
+def run_make(*words: str) -> tuple[int, str]:
+    done = subprocess.run(["make", *words, "SET_UP="], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def test_large_sizes_say_what_is_missing(tmp_path: Path) -> None:
+    code, said = run_make("python", "SIZE=7b", f"SET=runs={tmp_path}")
+    assert code != 0
+    assert f"{tmp_path}/7b/stage1/model is not there; make it first: make stage1 SIZE=7b SET=runs={tmp_path}" in said
+    _, said = run_make("lcft", "FROM=python", "SIZE=13b", "ARM=plain", f"SET=runs={tmp_path}")
+    assert f"{tmp_path}/13b/python-plain/model is not there; make it first: make python SIZE=13b ARM=plain" in said
+    assert (
+        "there is no recipes/python-lcft/70b.yaml; recipes/python-lcft has:"
+        in run_make("lcft", "FROM=python", "SIZE=70b")[1]
+    )
+    assert "FROM is 'base'; lcft starts from stage1 or from python" in run_make("lcft", "FROM=base")[1]
+
+
+def test_the_demo_runs_every_stage() -> None:
+    rule = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile(), re.MULTILINE)
+    assert rule
+    for stage in ("stage1", "python", "lcft"):
+        assert re.search(rf"\$\(MAKE\) --no-print-directory {stage}\b", rule.group(1))
 
 
 def test_targets_are_no_files() -> None:

@@ -367,17 +367,18 @@ def splitmix64(x: Any) -> Any:
 
 
 HELD_OUT = "held_out"
-HELD_OUT_LAYOUTS = ("plain", "plain_border", "plain_joint", "psm", "spm")
+HELD_OUT_LAYOUTS = ("plain", "plain_border", "plain_joint", "psm", "spm", "long")
 HELD_OUT_CUTS = ("span", "line")
 
 
 @dataclass(frozen=True)
 class HeldOutSample:
-    """One layout of one held-out document; a document has all of them, or `plain` alone where it cannot be infilled.
+    """One layout of one held-out document; a document has all but `long`, or `plain` alone where it cannot be infilled.
 
     `plain_border` is plain text whose prefix and middle were encoded apart at the cut of `psm`: its fair reference.
     `plain_joint` is plain text whose prefix and middle were encoded as one, as in `spm`: the reference of that. There are
-    two cuts of each document: `span` as in training, `line` for prompts.
+    two cuts of each document: `span` as in training, `line` for prompts. `long` is the beginning of a long document, plain,
+    at whose end losses are measured under more and more context.
     """
 
     input_ids: list[int]

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from codetune import adapter, lora
+from codetune import adapter, lora, rope
 from codetune.artifacts import MANIFEST, Rows, model_hash, read_json
 from codetune.recipe import Recipe
 from codetune.tokens import Codec, open_codec
@@ -64,11 +64,7 @@ def open_parent(recipe: Recipe) -> Parent:
 
     path = recipe.parent_path
     folder = Path(path)
-    if "/" not in (recipe.parent or "") and not folder.is_dir():
-        raise ValueError(
-            f"{folder}: no checkpoint there, and `parent` is {recipe.parent!r}; make it first (make {recipe.parent} "
-            f"SIZE={recipe.size}), or write a folder or a Hub id"
-        )
+    recipe.require_parent()
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -83,16 +79,11 @@ def check_parent(recipe: Recipe, parent: Parent, rows: Rows) -> None:
     """Whether the parent can be trained on these rows.
 
     Raises:
-        ValueError: other tokenizer or vocabulary, rows longer than the model's context, missing infilling tokens.
+        ValueError: other tokenizer or vocabulary, rows longer than the model's context, a context that was lengthened
+            already, missing infilling tokens.
     """
     data = recipe.need_data()
-    context = parent.config.get_text_config().max_position_embeddings
-    if data.sequence_tokens > context:
-        raise ValueError(
-            f"`data.sequence_tokens` is {data.sequence_tokens}, but {parent.path} has a context of {context} positions; "
-            "write "
-            f"at most {context}, or make the context longer with the lcft stage"
-        )
+    rope.check_positions(recipe, parent.config, parent.manifest)
     if rows.manifest["tokenizer"] != parent.codec.fingerprint:
         raise ValueError(
             f"{rows.path} was built with another tokenizer ({rows.manifest['tokenizer']}) than the parent's "
@@ -119,8 +110,8 @@ def use_bf16(recipe: Recipe) -> bool:
 
 
 def load_model(recipe: Recipe, parent: Parent) -> Any:
-    """The parent as a causal language model with a fused loss head; with another RoPE base and with adapters where the
-    recipe says so.
+    """The parent as a causal language model with a fused loss head; with other positions and with adapters where the recipe
+    says so.
 
     Raises:
         ValueError: an attention implementation that is not installed, a checkpoint with weights missing, or adapters that
@@ -129,9 +120,7 @@ def load_model(recipe: Recipe, parent: Parent) -> Any:
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(parent.config)
-    if recipe.model.rope_base is not None:
-        # the whole dict, and before the model is built: anything less is stored and not used, without a word
-        config.rope_parameters = {"rope_type": "default", "rope_theta": recipe.model.rope_base}
+    rope.change_positions(config, recipe.model)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             parent.path,
@@ -152,27 +141,12 @@ def load_model(recipe: Recipe, parent: Parent) -> Any:
         raise ValueError(
             f"{parent.path}: the tokenizer has more ids ({parent.codec.vocabulary_size}) than the model has rows"
         )
-    if recipe.model.rope_base is not None:
-        check_rope(model, recipe.model.rope_base)
+    rope.check_frequencies(model, config, changed=rope.is_changed_by(recipe.model))
     model.config.use_cache = False
     adapter.add_fused_head(model)
     if recipe.model.lora is not None:
         model = lora.add_lora(model, recipe.model.lora, parent.codec, recipe.seed)
     return model
-
-
-def check_rope(model: Any, base: float) -> None:
-    """Whether the model turns by this base: its frequencies are base^(-2i/d), i = 0 to d/2 - 1."""
-    text = model.config.get_text_config()
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    expected = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-    for name, buffer in model.named_buffers():
-        if name.endswith("rotary_emb.inv_freq"):
-            torch.testing.assert_close(buffer.double().cpu(), expected, rtol=1e-5, atol=0.0)
-            return
-    raise ValueError(
-        f"`model.rope_base` is {base:g}, but this kind of model ({text.model_type}) has no frequencies that we can check"
-    )
 
 
 def copy_tokenizer(source: str, target: Path) -> None:

@@ -9,6 +9,9 @@ What comes in: a model, and the held-out samples that the build wrote beside the
     generated       greedy completions: stop rate (the end token itself, not the limit), exact match, first-line match,
                     against a plain continuation of the prefix, which is forgiven for not knowing where the middle ends
 
+What a long context is worth, and whether a key in it is found again, is in `long_probes.py`; the command below prints it
+too, as far as the rows' recipe asks for it.
+
 No forward pass holds all logits. Each sample is alone in its row, padded at the end where nothing looks back at it.
 
     python -m codetune.probes --checkpoint runs/tiny/stage1/model --rows runs/tiny/stage1/rows
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,8 @@ import torch
 
 from codetune import adapter, cpu_ranks
 from codetune.artifacts import HELD_OUT, HELD_OUT_CUTS, MANIFEST, HeldOutSample, fail, read_held_out, read_json
+from codetune.long_probes import length_batches, long_context_figures, long_context_table
+from codetune.recipe import ProbeSettings, recipe_from_dict
 from codetune.tokens import Codec, open_codec
 
 SUMS = (
@@ -74,7 +80,7 @@ def held_out_losses(
     With an accelerator, batches are shared out over its ranks; all make the same number of forward passes, as sharded models
     need. The model must have a fused head. `poll` is called before every batch, on all ranks alike; it may raise.
     """
-    samples = [sample for sample in samples if sample.layout == "plain" or sample.cut == cut]
+    samples = [sample for sample in samples if sample.layout == "plain" or sample.cut == cut and sample.layout != "long"]
     sources = sorted({sample.source for sample in samples})
     batches = length_batches([len(sample.input_ids) for sample in samples], tokens_per_batch)
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
@@ -94,20 +100,6 @@ def held_out_losses(
     if accelerator is not None:
         sums_SM = accelerator.reduce(sums_SM.to(accelerator.device), "sum").cpu()
     return figures_of(sources, sums_SM, groups)
-
-
-def length_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Indices in batches of like length, the longest first; a batch has at most so many tokens, padding included.
-
-    Example: [3, 9, 4], 10 -> [[1], [2, 0]]
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens_per_batch:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 def sample_losses(model: Any, samples: Sequence[HeldOutSample], device: torch.device) -> torch.Tensor:
@@ -307,6 +299,7 @@ def source_groups(rows_manifest: Mapping[str, Any]) -> dict[str, str]:
 
 def losses_table(figures: Mapping[str, float]) -> str:
     """Held-out losses as a table for people."""
+    figures = {name: value for name, value in figures.items() if name.startswith("held_out/")}
     names = list(dict.fromkeys(key.split("/")[1] for key in figures))
     lines = [f"{'held out':24}" + "".join(f"{figure:>15}" for figure in FIGURES)]
     for name in names:
@@ -333,16 +326,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", required=True, type=Path, help="folder of packed rows with held-out samples")
     parser.add_argument("--prompts", type=int, default=100, help="infilling prompts per layout (100); 0 for none")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens generated per prompt at most (64)")
+    parser.add_argument(
+        "--context-lengths", type=int, nargs="*", metavar="TOKENS", help="contexts to measure under; none: the recipe's"
+    )
+    parser.add_argument(
+        "--key-lengths", type=int, nargs="*", metavar="TOKENS", help="prompts to find a key in; none: the recipe's"
+    )
     options = parser.parse_args(arguments)
     cpu_ranks.settle_deepspeed()
+    long = {"context_lengths": options.context_lengths, "key_lengths": options.key_lengths}
+    changes = {name: tuple(value) for name, value in long.items() if value is not None}
     try:
-        measure_checkpoint(options.checkpoint, options.rows, options.prompts, options.new_tokens)
+        measure_checkpoint(options.checkpoint, options.rows, options.prompts, options.new_tokens, changes)
     except ValueError as error:
         fail(str(error))
 
 
-def measure_checkpoint(checkpoint: str, rows: Path, prompts: int, new_tokens: int) -> None:
-    """Load a checkpoint in fp32 and print its two tables."""
+def measure_checkpoint(
+    checkpoint: str, rows: Path, prompts: int, new_tokens: int, long_changes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Load a checkpoint in fp32 and print its tables; `long_changes` are laid over the `probes` of the rows' recipe."""
     from transformers import AutoModelForCausalLM
 
     samples = read_held_out(rows / HELD_OUT)
@@ -366,7 +369,9 @@ def measure_checkpoint(checkpoint: str, rows: Path, prompts: int, new_tokens: in
         print(losses_table(held_out_losses(model, samples, groups, tokens_per_batch=8192, cut=cut)) + "\n")
     report = infill_report(model, codec, samples, groups, prompts, new_tokens)
     if report:
-        print(infill_table(report))
+        print(infill_table(report) + "\n")
+    settings: ProbeSettings = replace(recipe_from_dict(manifest["recipe"], str(rows / MANIFEST)).probes, **long_changes)
+    print(long_context_table(long_context_figures(model, codec, samples, settings, tokens_per_batch=8192)))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ from typing import Any, Literal
 import yaml
 
 STAGES = ("base", "stage1", "python", "lcft", "instruct")
+LCFT_AFTER = {"python-lcft": ("lcft", "python")}  # stages that are another one's target, started from a third
 SOURCE_KINDS = ("hub", "parquet", "jsonl", "folder", "installed", "generated")
 
+KEY_TOKENS = 64  # a prompt with a key, the question and something between them
 # Keys of the data section that change no byte of the rows: notes, names of groups in reports, where lanes run.
 DECIDE_NO_ROW = ("license_note", "access_note", "group", "executor", "allow_unpinned")
 
@@ -74,12 +76,13 @@ class SourceSettings:
     repeat: bool = True  # read again, with new infilling cuts, once exhausted; off: running dry is an error
     max_passes: int | None = _number(None, low=1)  # the build stops with an error where one more pass would begin
     fim_rate: float | None = _number(None, low=0.0, high=1.0)  # none: the stage's
+    long_share: float | None = _number(None, low=0.0, high=1.0)  # of its tokens; none: that of `data.long_documents`
     license_note: str | None = None  # the licence of the data set, for the model card
     access_note: str | None = None  # what must be accepted or asked for before it can be read
 
 
 _ANY_KIND = ("kind", "share", "group", "max_document_bytes", "segment_characters", "repeat", "max_passes", "fim_rate")
-_ANY_KIND += ("license_note", "access_note")
+_ANY_KIND += ("long_share", "license_note", "access_note")
 _TABLE = ("path", "text_column", "id_column", "group_column", "language_column", "license_column", "languages", "licenses")
 SOURCE_KEYS = {  # the keys that count, by kind; any other would be read and do nothing
     "hub": (*_ANY_KIND, *_TABLE, "revision", "config", "data_dir", "split"),
@@ -109,12 +112,24 @@ class PackingSettings:
 
 
 @dataclass(frozen=True)
+class LongDocumentSettings:
+    """Preferring long documents: short ones are dropped, and counted, while the long ones are behind their share."""
+
+    minimum_tokens: int = _number(low=1)  # from so many on, control tokens included, a document is long
+    share: float = _number(0.5, low=0.0, high=1.0)  # of each source's tokens, at least, from long documents
+    first_tokens: int | None = _number(None, low=16)  # of a longer document only so many are used; none: all of it
+
+
+@dataclass(frozen=True)
 class HeldOutSettings:
     """Documents kept out of training, by hash of their group (repository, package, article)."""
 
     fraction: float = _number(0.02, low=0.0, high=0.5)  # of the groups
     documents_per_source: int = _number(64, low=0)  # the first ones found are measured on; the rest are only left out
     search_documents: int = _number(200_000, low=1)  # give up looking after reading this many of a source
+    long_documents: int | None = _number(None, low=1)  # per source, for the loss under growing context
+    long_tokens: int | None = _number(None, low=2)  # length of each; a shorter document is joined by others of its group
+    long_sources: tuple[str, ...] = ()  # the sources they are from; empty: all but generated ones
 
 
 @dataclass(frozen=True)
@@ -126,6 +141,7 @@ class DataSettings:
     lanes: int = _number(1, low=1)  # independent deterministic streams; fixed by the recipe, whatever the machines
     fim: FimSettings = field(default_factory=FimSettings)
     packing: PackingSettings = field(default_factory=PackingSettings)
+    long_documents: LongDocumentSettings | None = None  # none: documents as they come
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     allow_unpinned: bool = False  # read sources whose revision is `unpinned`
     executor: Literal["local"] = "local"  # datatrove's that runs the lanes
@@ -155,6 +171,8 @@ class ModelSettings:
     activation_checkpointing: bool = False
     rope_base: float | None = _number(None, low=1.0)  # none: the parent's
     lora: LoraSettings | None = None  # none: all weights are trained
+    rope_linear_factor: float | None = _number(None, above=1.0)  # positions are divided by it; none: as the parent
+    context_tokens: int | None = _number(None, low=16)  # positions the model is said to have; none: the parent's
 
 
 @dataclass(frozen=True)
@@ -221,6 +239,13 @@ class ProbeSettings:
 
     infill_prompts: int = _number(100, low=0)  # per layout, generated at the end of the stage
     infill_new_tokens: int = _number(64, low=1)  # running into this limit is not a stop
+    context_lengths: tuple[int, ...] = ()  # tokens of context under which the same targets are measured; empty: not
+    context_target_tokens: int = _number(128, low=1)  # the last ones of each long held-out document
+    key_lengths: tuple[int, ...] = ()  # tokens of the prompts in which a key is to be found again; empty: not
+    key_depths: tuple[float, ...] = (0.0, 0.2, 0.4)  # where the key stands: 0 at the beginning, 1 at the end
+    key_prompts: int = _number(64, low=1)  # per length and depth
+    key_source: str | None = None  # whose held-out documents the prompts are filled with; none: python, or the first source
+    long_context_at: Literal["end", "evaluations"] = "end"  # context and keys: only at the end, or whenever losses are
 
 
 @dataclass(frozen=True)
@@ -272,6 +297,19 @@ class Recipe:
             )
         return self.parent if "/" in self.parent else str(Path(self.runs) / self.size / self.parent / "model")
 
+    def require_parent(self) -> None:
+        """Refuse a parent that is a run of this size and has not been made.
+
+        Raises:
+            ValueError: there is no such checkpoint; the message says which command makes it.
+        """
+        folder = Path(self.parent_path)
+        if "/" not in (self.parent or "") and not folder.is_dir():
+            raise ValueError(
+                f"{folder}: no checkpoint there, and `parent` is {self.parent!r}; make it first "
+                f"({make_command(str(self.parent), self.size)}), or write a folder or a Hub id"
+            )
+
     def need_data(self) -> DataSettings:
         return _need(self.data, "data", self)
 
@@ -287,6 +325,19 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as resolved, of plain lists and dicts."""
         return _plain(dataclasses.asdict(self))
+
+
+def make_command(name: str, size: str) -> str:
+    """The command that makes a run by its name in the tree of stages; what follows a stage's own name is an arm.
+
+    Example: `python-lcft-plain`, 7b -> `make lcft SIZE=7b FROM=python ARM=plain`
+    """
+    stage = next((stage for stage in (*LCFT_AFTER, *STAGES) if name == stage or name.startswith(f"{stage}-")), None)
+    if stage is None:
+        return f"make {'base' if name == 'init' else name} SIZE={size}"
+    arm = name.removeprefix(stage).removeprefix("-")
+    target, after = LCFT_AFTER.get(stage, (stage, None))
+    return f"make {target} SIZE={size}" + (f" FROM={after}" if after else "") + (f" ARM={arm}" if arm else "")
 
 
 def _need(section: Any, name: str, recipe: Recipe) -> Any:
@@ -333,7 +384,7 @@ def recipe_from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
 
 
 def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's tree laid over the tree of the file it `extends`, which is named relative to itself."""
+    """The file's tree laid over those of the files it `extends`, named relative to itself, a later one over an earlier."""
     resolved = path.resolve()
     if resolved in seen:
         raise ValueError(f"{path}: `extends` goes in a circle: {' -> '.join(str(step) for step in (*seen, resolved))}")
@@ -347,13 +398,16 @@ def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a recipe is a mapping of sections, found {_kind(tree)}")
-    parent = tree.pop("extends", None)
-    if parent is None:
+    parents = tree.pop("extends", None)
+    if parents is None:
         _refuse_null_sources(tree, (), str(path))
         return tree
-    if not isinstance(parent, str):
-        raise ValueError(f"{path}: `extends` names one file, relative to this one; found {parent!r}")
-    inherited = _read_with_parents(path.parent / parent, (*seen, resolved))
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not parents or not all(isinstance(parent, str) for parent in parents):
+        raise ValueError(f"{path}: `extends` names a file, or a list of files, relative to this one; found {parents!r}")
+    inherited: dict[str, Any] = {}
+    for parent in parents:
+        inherited = _merge(inherited, _read_with_parents(path.parent / parent, (*seen, resolved)))
     merged = _merge(inherited, tree)
     _refuse_null_sources(merged, tuple(_sources_of(inherited)), str(path))
     return merged
@@ -537,8 +591,42 @@ def _contradictions(recipe: Recipe) -> list[str]:
         problems += _base_contradictions(recipe.base, recipe.data)
     if recipe.model.lora is not None:
         problems += _lora_contradictions(recipe, recipe.model.lora)
+    problems += _long_context_contradictions(recipe)
     if recipe.training is not None and recipe.data is None:
         problems.append("`training` without `data`: say what to train on")
+    return problems
+
+
+def _long_context_contradictions(recipe: Recipe) -> list[str]:
+    problems = []
+    data, model, wanted = recipe.data, recipe.model, recipe.probes
+    if data is not None and model.context_tokens is not None and data.sequence_tokens > model.context_tokens:
+        problems.append(
+            f"`data.sequence_tokens` ({data.sequence_tokens}) is more than `model.context_tokens` ({model.context_tokens}); "
+            f"write at least {data.sequence_tokens} for the context"
+        )
+    if wanted.context_lengths:
+        long_tokens = None if data is None or data.held_out.long_documents is None else data.held_out.long_tokens
+        if long_tokens is None or max(wanted.context_lengths) > long_tokens:
+            problems.append(
+                f"`probes.context_lengths` goes up to {max(wanted.context_lengths)} tokens, but the held-out documents "
+                f"for it have {long_tokens or 'no length'}; set `data.held_out.long_documents` and "
+                "`data.held_out.long_tokens`"
+            )
+        if min(wanted.context_lengths) <= wanted.context_target_tokens:
+            problems.append(
+                f"`probes.context_lengths` starts at {min(wanted.context_lengths)} tokens, not more than the targets "
+                f"(`probes.context_target_tokens` {wanted.context_target_tokens})"
+            )
+    if wanted.key_lengths and min(wanted.key_lengths) < KEY_TOKENS:
+        problems.append(f"`probes.key_lengths` starts at {min(wanted.key_lengths)} tokens; write at least {KEY_TOKENS}")
+    problems += [
+        f"`probes.key_depths` holds {depth:g}; write numbers from 0 to 1"
+        for depth in wanted.key_depths
+        if not 0 <= depth <= 1
+    ]
+    if wanted.key_source is not None and data is not None and wanted.key_source not in data.sources:
+        problems.append(f"`probes.key_source` is no source{did_you_mean_hint(wanted.key_source, data.sources)}")
     return problems
 
 
@@ -566,12 +654,35 @@ def _data_contradictions(data: DataSettings) -> list[str]:
             problems.append(f"`{key}.share` is 0; take the source away (`{name}: null`) or give it a share")
         if source.max_passes is not None and not source.repeat and source.max_passes > 1:
             problems.append(f"`{key}.max_passes` is {source.max_passes} but `{key}.repeat` is off; switch one of them")
+        if source.long_share is not None and data.long_documents is None:
+            problems.append(f"`{key}.long_share` does nothing without `data.long_documents`; say there what is long")
         problems += _idle_keys(key, source)
+    problems += _held_out_contradictions(data)
     if not data.packing.isolate_documents and data.packing.strategy == "best_fit":
         problems.append(
             "`data.packing.isolate_documents` is off but `data.packing.strategy` is best_fit; full attention across "
             "documents goes with concatenate"
         )
+    return problems
+
+
+def _held_out_contradictions(data: DataSettings) -> list[str]:
+    held_out, problems = data.held_out, []
+    first = None if data.long_documents is None else data.long_documents.first_tokens
+    if first is not None and first < data.sequence_tokens:
+        problems.append(
+            f"`data.long_documents.first_tokens` ({first}) is less than a row (`data.sequence_tokens` "
+            f"{data.sequence_tokens}); write at least {data.sequence_tokens}: what fits in a row is never cut"
+        )
+    if (held_out.long_documents is None) != (held_out.long_tokens is None):
+        problems.append("`data.held_out.long_documents` and `data.held_out.long_tokens` go together; write both or neither")
+    for name in held_out.long_sources:
+        if name not in data.sources:
+            problems.append(
+                f"`data.held_out.long_sources` names {name!r}, which is no source{did_you_mean_hint(name, data.sources)}"
+            )
+        elif data.sources[name].kind == "generated":
+            problems.append(f"`data.held_out.long_sources` names {name!r}, whose documents are generated and short")
     return problems
 
 

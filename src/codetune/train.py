@@ -23,7 +23,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from codetune import adapter, cpu_ranks, lora, probes, sharding
+from codetune import adapter, cpu_ranks, long_probes, lora, probes, rope, sharding
 from codetune.artifacts import (
     HELD_OUT,
     MANIFEST,
@@ -59,6 +59,7 @@ from codetune.callbacks import IsolationCheck, MetricsFile, ProgressBar, RunCont
 from codetune.checkpoints import estimated_save_seconds, longest_save_seconds, remove_leftovers
 from codetune.collate import RowCollator, RowDataset
 from codetune.guard import SpikeWatch
+from codetune.lengths import length_table, trained_lengths
 from codetune.model import (
     Parent,
     check_parent,
@@ -469,13 +470,7 @@ def make_trainer(
         session=session,
     )
     if samples:
-        session.evaluate = partial(
-            probes.held_out_losses,
-            samples=samples,
-            groups=probes.source_groups(rows.manifest),
-            tokens_per_batch=max(steps.micro_batch_rows * collator.sequence_tokens, 4096),
-            accelerator=trainer.accelerator,
-        )
+        session.evaluate = partial(measure, recipe, trainer, rows, parent, samples)
     adapter.drop_default_printers(trainer)
     if collator.isolate_documents or layout.sequence_ranks > 1:
         first = collator([dataset[place] for place in range(min(2, steps.micro_batch_rows))])
@@ -484,6 +479,26 @@ def make_trainer(
     for callback in (ProgressBar(session), MetricsFile(recipe.run_dir / "metrics.jsonl", session), RunControl(trainer)):
         trainer.add_callback(callback)
     return trainer
+
+
+def measure(
+    recipe: Recipe,
+    trainer: RowTrainer,
+    rows: Rows,
+    parent: Parent,
+    samples: list[HeldOutSample],
+    model: Any,
+    poll: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """Held-out losses; at the end of the stage, or each time where the recipe says so, what a long context is worth too."""
+    session, accelerator = trainer.session, trainer.accelerator
+    tokens = max(session.steps.micro_batch_rows * session.sequence_tokens, 4096)
+    groups = probes.source_groups(rows.manifest)
+    figures = probes.held_out_losses(model, samples, groups, tokens_per_batch=tokens, accelerator=accelerator, poll=poll)
+    if recipe.probes.long_context_at == "evaluations" or trainer.state.global_step >= session.steps.total:
+        settings = recipe.probes
+        figures |= long_probes.long_context_figures(model, parent.codec, samples, settings, tokens, accelerator, poll)
+    return figures
 
 
 def restore_session(recipe: Recipe, session: Session, checkpoint: Path | None) -> None:
@@ -519,6 +534,9 @@ def export(
         session.held_out = session.evaluate(trainer.model, poll=trainer.poll)
     if session.held_out:
         say(probes.losses_table(session.held_out))
+        say(long_probes.long_context_table(session.held_out, session.sequence_tokens))
+    lengths = trained_lengths(rows, recipe.seed, session.steps.rows).describe(rows.manifest["source_names"])
+    say(length_table(lengths))
     ledger = trainer.settle_ledger().to_dict(session.sequence_tokens)
     infilling = measure_infilling(recipe, trainer, rows, parent, samples)
     logits = None
@@ -536,11 +554,13 @@ def export(
                 "parent": parent.describe(),
                 "rows": {name: value for name, value in rows.manifest.items() if name not in ("recipe", "files")},
                 "tokenizer": parent.codec.fingerprint,
-                "rope": model.config.get_text_config().rope_parameters,
+                "rope": rope.describe(model.config, recipe, parent.manifest),
                 "steps": session.steps.total,
                 "tokens": session.steps.total * session.steps.batch_tokens,
                 "ledger": ledger,
-                "held_out": session.held_out,
+                "held_out": {name: v for name, v in session.held_out.items() if name.startswith("held_out/")},
+                "long_context": {name: v for name, v in session.held_out.items() if not name.startswith("held_out/")},
+                "lengths": lengths,
                 "infilling": infilling,
                 "seconds": ledger["seconds"],
                 "session": {
@@ -562,6 +582,7 @@ def export(
                 else:
                     model.save_pretrained(folder, state_dict=state, max_shard_size=adapter.EXPORT_SHARD_SIZE)
                 seal_finished(recipe, parent, folder, manifest)
+                rope.check_saved(model, folder)  # before the folder gets its name
             failure = [None]
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(recipe.run_dir).free / 2**20
@@ -588,6 +609,7 @@ def seal_finished(recipe: Recipe, parent: Parent, folder: Path, manifest: dict[s
 def add_tokenizer_and_recipe(recipe: Recipe, parent: Parent, folder: Path) -> None:
     """What makes a folder of weights a checkpoint that stands alone."""
     copy_tokenizer(parent.path, folder)
+    rope.write_older_dialect(folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
 
 
@@ -630,7 +652,7 @@ def is_main_process() -> bool:
 
 
 def say(text: str) -> None:
-    if is_main_process():
+    if text and is_main_process():
         print(text, flush=True)
 
 

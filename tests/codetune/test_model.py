@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 
 from codetune import adapter, model
 from codetune.artifacts import open_rows
@@ -92,18 +92,6 @@ def test_a_model_is_loaded_in_the_dtype_that_the_recipe_says(make_run: Callable[
     loaded = model.load_model(recipe, model.open_parent(recipe))
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     assert loaded.config.use_cache is False
-
-
-def test_another_rope_base_is_in_the_frequencies_and_in_what_is_saved(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    recipe = load_recipe(make_run(rows=False, **{"model.rope_base": 1.0e6}))
-    loaded = model.load_model(recipe, model.open_parent(recipe))
-    expected = torch.tensor([1.0, 1e6 ** (-2 / 8), 1e6 ** (-4 / 8), 1e6 ** (-6 / 8)])  # heads of 8
-    torch.testing.assert_close(loaded.model.rotary_emb.inv_freq, expected)
-    loaded.save_pretrained(tmp_path / "saved")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    torch.testing.assert_close(again.model.rotary_emb.inv_freq, expected)
-    with pytest.raises(AssertionError):
-        model.check_rope(loaded, 1.0e4)
 
 
 def test_a_missing_attention_implementation_is_refused(make_run: Callable[..., Path]) -> None:

@@ -324,7 +324,50 @@ def test_extending_in_a_circle_is_refused(tmp_path: Path) -> None:
 def test_extending_what_is_not_there_names_it(tmp_path: Path) -> None:
     child = write(tmp_path, "extends: gone.yaml\n", "child.yaml")
     assert "gone.yaml: no such recipe" in message(child)
-    assert "`extends` names one file" in message(write(tmp_path, "extends: [a.yaml]\n", "other.yaml"))
+    for wrong in ("3", "[]", "[a.yaml, 3]", "{a: b}"):
+        told = message(write(tmp_path, f"extends: {wrong}\n", "other.yaml"))
+        assert "`extends` names a file, or a list of files, relative to this one; found" in told
+
+
+def test_of_several_files_a_later_one_lies_over_an_earlier(tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL)
+    write(tmp_path, "seed: 5\ndata: {sequence_tokens: 256}\n", "part.yaml")
+    write(tmp_path, "extends: part.yaml\nseed: 6\n", "more.yaml")
+    child = "extends: [recipe.yaml, part.yaml, more.yaml]\nsize: big\ndata: {sources: {text: null, python: {share: 1.0}}}\n"
+    recipe = load_recipe(write(tmp_path, child, "child.yaml"))
+    assert (recipe.seed, recipe.size, recipe.need_data().sequence_tokens) == (6, "big", 256)
+    assert list(recipe.need_data().sources) == ["python"]
+    assert recipe.optimizer == load_recipe(tmp_path / "recipe.yaml").optimizer
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["model.context_tokens=64"], "`data.sequence_tokens` (128) is more than `model.context_tokens` (64)"),
+        (["probes.context_lengths=[512]"], "goes up to 512 tokens, but the held-out documents for it have no length"),
+        (
+            ["probes.context_lengths=[64, 512]", "data.held_out.long_documents=2", "data.held_out.long_tokens=512"],
+            "starts at 64 tokens, not more than the targets (`probes.context_target_tokens` 128)",
+        ),
+        (["probes.key_lengths=[16]"], "`probes.key_lengths` starts at 16 tokens; write at least 64"),
+        (["probes.key_depths=[0.5, 1.5]"], "`probes.key_depths` holds 1.5; write numbers from 0 to 1"),
+        (["probes.key_source=pyton"], "`probes.key_source` is no source; did you mean `python`?"),
+        (["data.held_out.long_tokens=512"], "`data.held_out.long_documents` and `data.held_out.long_tokens` go together"),
+        (
+            ["data.held_out.long_documents=2", "data.held_out.long_tokens=512", "data.held_out.long_sources=[txt]"],
+            "`data.held_out.long_sources` names 'txt', which is no source; did you mean `text`?",
+        ),
+        (["data.sources.text.long_share=0.1"], "`data.sources.text.long_share` does nothing without `data.long_documents`"),
+        (
+            ["data.long_documents={minimum_tokens: 64, first_tokens: 100}"],
+            "`data.long_documents.first_tokens` (100) is less than a row (`data.sequence_tokens` 128)",
+        ),
+    ],
+)
+def test_settings_of_long_context_that_do_not_fit_are_named(tmp_path: Path, settings: list[str], expected: str) -> None:
+    path = write(tmp_path, MINIMAL)
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        load_recipe(path, settings)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -424,7 +467,7 @@ def yaml_blocks(folder: Path) -> list[str]:
 def test_recipes_in_the_manuals_load(tmp_path: Path) -> None:
     blocks = yaml_blocks(ROOT / "docs")
     assert blocks
-    shutil.copytree(STAGE1, tmp_path / "stage1")
+    shutil.copytree(ROOT / "recipes", tmp_path, dirs_exist_ok=True)
     for block in blocks:
         load_recipe(write(tmp_path / "stage1", block, "from_the_manual.yaml"))
 
@@ -442,3 +485,17 @@ def test_the_table_of_sizes_agrees_with_the_recipes() -> None:
         assert (units.get(batch) or int(batch.replace(",", ""))) == training.batch_tokens, size
         assert float(peak) == recipe.need_optimizer().learning_rate, size
         assert (0.0 if infill == "none" else float(infill)) == recipe.need_data().fim.rate, size
+    later = {row[0].strip("`"): row for row in rows if len(row) == 7}
+    assert set(later) == set(sizes)
+    for size, (_, tokens, peak, row, lcft_tokens, batch, lcft_peak) in later.items():
+        python, lcft = (load_recipe(ROOT / "recipes" / stage / f"{size}.yaml") for stage in ("python", "lcft"))
+        training = lcft.need_training()
+        said = (100_000_000_000 if tokens == "100B" else int(tokens.replace(",", "")), float(peak))
+        assert said == (python.need_training().train_tokens, python.need_optimizer().learning_rate), size
+        assert int(row.replace(",", "")) == lcft.need_data().sequence_tokens, size
+        steps = re.match(r"([\d,]+) steps", lcft_tokens)
+        count = int((steps.group(1) if steps else lcft_tokens).replace(",", ""))
+        assert count * (training.batch_tokens if steps else 1) == training.train_tokens, size
+        power = re.match(r"2\^(\d+)", batch)
+        assert (2 ** int(power.group(1)) if power else int(batch.replace(",", ""))) == training.batch_tokens, size
+        assert float(lcft_peak) == lcft.need_optimizer().learning_rate, size
