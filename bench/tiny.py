@@ -1,9 +1,10 @@
 """The tiny stage1 against its base and against the same run without infilling, three seeds.
 
-Six runs of `recipes/stage1/tiny.yaml`, two at once with one thread each; finished ones are kept in `runs/bench-tiny` and not
-run again. Everything is measured on the same held-out documents: real code (python, cpp), and generated functions whose
-template families no run has seen. Reported as it is: loss on each, middles against plain text with the same border in nats
-per character, end-token loss, and greedy infilling of whole lines (running into the length limit is not a stop).
+Six runs of `recipes/stage1/tiny.yaml` from one base, two at once with one thread each; finished ones of this very code are
+kept in `runs/bench-tiny` and not run again. Everything is measured on the same held-out documents: real code (python, cpp),
+and generated functions whose template families no run has seen. Reported as it is: loss on each, middles against plain text
+with the same border in nats per character, end-token loss, and greedy infilling of whole lines (running into the length
+limit is not a stop).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bench.run import Benchmark, code_hash
 from codetune.artifacts import HELD_OUT, fail, read_held_out, read_json
 from codetune.recipe import Recipe, load_recipe
 
@@ -25,10 +27,11 @@ RECIPE = "recipes/stage1/tiny.yaml"
 BASE = Path("runs/tiny/base/model")
 SEEDS = (0, 1, 2)
 ARMS = {"infilling": 0.9, "plain only": 0.0}
+CODE = code_hash(Benchmark("tiny", Path(__file__), "", MINUTES))
 
 
 def overrides(seed: int, rate: float) -> list[str]:
-    folder = f"runs/bench-tiny/seed{seed}-fim{rate:g}"
+    folder = f"runs/bench-tiny/{CODE}/seed{seed}-fim{rate:g}"
     return [f"seed={seed}", f"data.fim.rate={rate}", f"runs={folder}", f"parent={BASE.resolve()}"]
 
 

@@ -58,7 +58,7 @@ from data_pipelines.streams import SourceStream
 
 PLAN = "plan.pickle"
 SOURCES = "sources"  # texts, shards and footers made ready for reading
-FORMAT = 1  # of the rows; a change makes older rows another build
+FORMAT = 2  # of the rows; a change makes older rows another build
 
 
 def build(recipe: Recipe, workers: int = 1) -> Path:
@@ -372,8 +372,12 @@ def build_lane(partial: Path, plan: BuildPlan, held_out: HeldOut, lane: int) -> 
         )
         for source in plan.sources
     ]
-    packer = (Concatenator if concatenate else GroupPacker)(data.sequence_tokens, plan.group_rows)
     shares = [source.settings.share for source in plan.sources]
+    if concatenate:
+        packer = Concatenator(data.sequence_tokens, plan.group_rows)
+    else:
+        lane_seed = plan.recipe.seed * plan.lanes + lane
+        packer = GroupPacker(data.sequence_tokens, plan.group_rows, shares, lane_seed)
     samples = mixed_stream(streams, shares, data.sequence_tokens, packer.room)
     writer = LaneWriter(partial / lane_file(lane), codec.vocabulary_size)
     counts = RowCounts(len(streams), data.sequence_tokens)
@@ -617,6 +621,12 @@ def mix_table(manifest: dict[str, Any]) -> str:
     lines.append("groups: " + ", ".join(f"{name} {share:.2%}" for name, share in groups.items()))
     fits = sum(source["documents_fitting"] for source in manifest["sources"].values())
     infilled = sum(source["layouts"]["psm"] + source["layouts"]["spm"] for source in manifest["sources"].values())
+    for name, source in manifest["sources"].items():
+        if not source["documents_fitting"] and _rate(manifest["recipe"]["data"], name) > 0.0:
+            lines.append(
+                f"no document of {name} fits in a row, so none was infilled; set data.sources.{name}.segment_characters, or "
+                "write longer rows"
+            )
     lines.append(f"infilled: {infilled:,} of {fits:,} documents that fit in a row ({infilled / max(fits, 1):.1%})")
     lines.append(f"row fill: {manifest['fill']:.2%} of {manifest['rows']:,} rows of {manifest['sequence_tokens']:,} tokens")
     left_out = sum(source["tokens_left_out"] for source in manifest["sources"].values())
@@ -627,6 +637,12 @@ def mix_table(manifest: dict[str, Any]) -> str:
             f"dropped from {name}: " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
         )
     return "\n".join(lines)
+
+
+def _rate(data: dict[str, Any], source: str) -> float:
+    """The infill rate of one source in the data section of a recipe."""
+    own = data["sources"][source]["fim_rate"]
+    return data["fim"]["rate"] if own is None else own
 
 
 def explain_row(rows: Rows, number: int) -> str:

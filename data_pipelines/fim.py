@@ -147,15 +147,26 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         text = arguments.file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        fail(f"{arguments.file}: not UTF-8 ({error}); convert it first, or show another file")
+    except OSError as error:
+        fail(f"{arguments.file}: {error.strerror}; write the path of a text file")
+    try:
         codec = open_codec(arguments.tokenizer)
         codec.need_infill()
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         fail(str(error))
     document = Document(text=text, id=str(arguments.file), source="file", group="file", language="", pass_index=0)
     split = split_for_infill(text, document.id, 0, arguments.seed, 1.0, 0.5)
     assert split is not None
     for layout in (None, Split(PSM, split.first, split.second), Split(SPM, split.first, split.second)):
         (ids,) = encode_layouts([document], [layout], codec)
+        if ids is REFUSED:
+            fail(
+                f"{arguments.file}: this tokenizer cannot take it as text and give it back as it was (a literal U+2581 "
+                "where that stands for a space, or a character that it composes or does not know); a build drops such a "
+                "document and counts it as not_representable"
+            )
         print(f"--- {LAYOUTS[PLAIN if layout is None else layout.layout]}: {len(ids)} tokens")
         print(codec.decode(ids.tolist()))
         if arguments.ids:

@@ -2,11 +2,11 @@
 
 What comes in: samples, none longer than a row. What goes out: rows, each a list of samples in order of arrival.
 
-Best fit (the default): samples are gathered until best-fit decreasing puts them into one row more than a group has, and
-the fullest rows are given out; what is in the rest, about one row, waits for the next group. So the rows hold what the
-mixture chose, but for about a row a lane. A sample that fits in a row is never cut. Because groups follow one another from
-the start, building more rows later leaves the earlier ones as they are. Samples still waiting at the very end are counted
-(`waiting`).
+Best fit (the default): samples are gathered until best-fit decreasing puts them into two rows more than a group has; the
+least full row waits for the next group, and so does the row that the shares can best do without. The others come in an order
+in which every source stays at its share from row to row (`balanced_order`): packed by length, a group would begin with one
+source and end with another. A sample that fits in a row is never cut. Because groups follow one another from the start,
+building more rows later leaves the earlier ones as they are. Samples still waiting at the very end are counted (`waiting`).
 
 Concatenation (Llama's own way): rows are filled to the last token; the sample that reaches the end of a row is cut there
 by its source, which is asked for no more than the room that is left.
@@ -17,6 +17,9 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
+from codetune.artifacts import permutation
 from data_pipelines.fim import Sample
 
 
@@ -42,13 +45,36 @@ def pack_best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
+def balanced_order(tokens_RK: np.ndarray, shares_K: np.ndarray, taken_K: np.ndarray, draw_R: np.ndarray) -> list[int]:
+    """Rows (R) in an order that keeps each source (K) near its share of the tokens so far, `taken_K` included.
+
+    The next row is the one after which the source that is furthest off is least far off; `draw_R`, a permutation, decides
+    between equals. (Left to chance, a mix of five sources strays by three to five rows.)
+
+    Example: rows [4 0], [4 0], [0 4], [0 4], shares one half each, drawn 0 1 2 3 -> [0, 2, 1, 3]
+    """
+    ahead_RK = (tokens_RK - tokens_RK.sum(1, keepdims=True) * shares_K)[draw_R]
+    ahead_K = taken_K - taken_K.sum() * shares_K
+    left = np.arange(len(draw_R))
+    order = []
+    while left.size:
+        place = int(np.abs(ahead_K + ahead_RK[left]).max(1).argmin())
+        ahead_K = ahead_K + ahead_RK[left[place]]
+        order.append(int(draw_R[left[place]]))
+        left = np.delete(left, place)
+    return order
+
+
 class GroupPacker:
     """Best-fit packing of a stream, one group of rows at a time."""
 
-    def __init__(self, row_tokens: int, group_rows: int) -> None:
+    def __init__(self, row_tokens: int, group_rows: int, shares: Sequence[float] = (1.0,), seed: int = 0) -> None:
         self.row_tokens = row_tokens
         self.group_rows = group_rows
         self.waiting: list[Sample] = []
+        self._shares_K = np.asarray(shares) / sum(shares)
+        self._taken_K = np.zeros(len(shares))  # tokens in rows so far
+        self._seed, self._group = seed, 0
         self._fill = 0.9  # of the last group's rows; the first guess is low, since too many samples cannot be given back
 
     def room(self) -> int:
@@ -59,7 +85,7 @@ class GroupPacker:
         lengths = [len(sample) for sample in self.waiting]
         tokens, packed = sum(lengths), []
         enough = int(self.group_rows * self.row_tokens * self._fill)
-        while len(packed) <= self.group_rows:
+        while len(packed) < self.group_rows + 2:
             while tokens < enough or not lengths:
                 self.waiting.append(next(samples))
                 lengths.append(len(self.waiting[-1]))
@@ -67,12 +93,25 @@ class GroupPacker:
             packed = pack_best_fit(lengths, self.row_tokens)
             enough = tokens + self.row_tokens // 2
         fullness = [sum(lengths[place] for place in row) for row in packed]
-        chosen = sorted(sorted(range(len(packed)), key=lambda row: (-fullness[row], row))[: self.group_rows])
-        group = [[self.waiting[place] for place in sorted(packed[row])] for row in chosen]
-        used = {place for row in chosen for place in packed[row]}
+        fullest = sorted(range(len(packed)), key=lambda row: (-fullness[row], row))[: self.group_rows + 1]
+        chosen = self._in_balance([packed[row] for row in sorted(fullest)])
+        group = [[self.waiting[place] for place in sorted(row)] for row in chosen]
+        used = {place for row in chosen for place in row}
         self._fill = sum(lengths[place] for place in used) / (self.group_rows * self.row_tokens)
         self.waiting = [sample for place, sample in enumerate(self.waiting) if place not in used]
         return group
+
+    def _in_balance(self, rows: list[list[int]]) -> list[list[int]]:
+        """All of these rows but one, in the order in which they are given out."""
+        tokens_RK = np.zeros((len(rows), len(self._shares_K)))
+        for number, row in enumerate(rows):
+            for place in row:
+                tokens_RK[number, self.waiting[place].source] += len(self.waiting[place])
+        draw_R = permutation(self._seed, self._group, len(rows))
+        order = balanced_order(tokens_RK, self._shares_K, self._taken_K, draw_R)[: self.group_rows]
+        self._taken_K += tokens_RK[order].sum(0)
+        self._group += 1
+        return [rows[number] for number in order]
 
 
 class Concatenator:

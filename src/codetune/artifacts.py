@@ -4,8 +4,9 @@ What comes in and out: folders on disk. A folder is written under a temporary na
 and renamed; whoever finds the name finds the whole thing. Reading checks the manifest first and says what is wrong.
 
 Rows (door 1) are an Arrow `datasets` folder with one file per lane. Row *numbers* deal the lanes round: row `i` is row
-`i // lanes` of lane `i % lanes`, so that building more rows later leaves every earlier number alone. `row_order` is a
-permutation of numbers within blocks, from the seed and nothing else: no library's random stream can change it.
+`i // lanes` of lane `i % lanes`, so that building more rows later leaves every earlier number alone. A lane's rows are built
+in the order in which they are to be read, in which every source stays at its share; `row_order` draws which lane comes first
+in each round of them, from the seed and nothing else: no library's random stream can change it.
 """
 
 from __future__ import annotations
@@ -212,8 +213,8 @@ class Rows:
 
     @property
     def block_rows(self) -> int:
-        """Rows that are put in a new order together: one packing group of every lane."""
-        return self.manifest["lanes"] * self.manifest["group_rows"]
+        """Rows that are put in a new order together: one of every lane, since a lane's own order is that of its shares."""
+        return self.manifest["lanes"]
 
     def index_of(self, number: int) -> int:
         """Where in `dataset` the row with this number is."""
@@ -341,12 +342,12 @@ def row_order(seed: int, block_rows: int, start: int, count: int) -> np.ndarray:
     if count <= 0:
         return np.zeros(0, np.int64)
     first, last = start // block_rows, (start + count - 1) // block_rows
-    blocks = [block * block_rows + _block_permutation(seed, block, block_rows) for block in range(first, last + 1)]
+    blocks = [block * block_rows + permutation(seed, block, block_rows) for block in range(first, last + 1)]
     return np.concatenate(blocks)[start - first * block_rows :][:count]
 
 
-def _block_permutation(seed: int, block: int, size: int) -> np.ndarray:
-    """Numbers 0 to size - 1, sorted by a hash of (seed, block, number)."""
+def permutation(seed: int, block: int, size: int) -> np.ndarray:
+    """Numbers 0 to size - 1 in an order drawn by a hash of (seed, block, number), shape (size,), int64."""
     numbers = np.arange(size, dtype=np.uint64)
     with np.errstate(over="ignore"):
         keys = splitmix64(numbers + splitmix64(np.uint64(block) + splitmix64(np.uint64(seed))))

@@ -9,7 +9,7 @@ B rows, T tokens (`sequence_tokens`), K = sources x layouts.
     position_ids_BT  starts again at every document where documents are isolated, the padding being one more; else 0 to T - 1
 
 There is no attention mask, on purpose: transformers isolates documents by positions that start again only where there is
-none (and no cache). A row is read straight from the memory-mapped Arrow table, which costs a tenth of the formatted read.
+none (and no cache). A row is read straight from the memory-mapped Arrow table, which is faster than the formatted read.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 What comes in: a recipe and the rows it will read. What goes out: a model ready to be trained, or one `ValueError` that says
 what does not fit (tokenizer, row length, missing infilling tokens) and what to run instead. The model keeps fp32 weights by
-default; bf16 is the arithmetic, by autocast, where the machine has instructions for it. Emulated bf16 is slower than fp32:
-on an AVX-512 machine without them, a third of its matmul speed.
+default; bf16 is the arithmetic, by autocast, where the machine has instructions for it. Emulated bf16 is slower than fp32.
 """
 
 from __future__ import annotations

@@ -263,7 +263,7 @@ class Recipe:
     probes: ProbeSettings = field(default_factory=ProbeSettings)
     runs: str = "runs"  # folder of all runs
     seed: int = _number(0, low=0)
-    embedded: bool = False  # needs nothing but what set-up installs; make builds what it needs first
+    embedded: bool = False  # needs nothing but what set-up installs, and tests hold it to that
 
     @property
     def run_dir(self) -> Path:
@@ -376,11 +376,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for problem in _contradictions(recipe):
         raise ValueError(f"{where}: {problem}")
     return recipe
-
-
-def recipe_from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe that a manifest recorded; `where` names the manifest in errors."""
-    return _build(Recipe, dict(tree), where, key="")
 
 
 def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -515,8 +510,9 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     if origin is Literal:
         options = typing.get_args(hint)
         if value not in options or isinstance(value, bool):
-            near = did_you_mean_hint(str(value), [str(option) for option in options])
-            raise ValueError(f"{where}: `{key}` is {value!r}; write one of {', '.join(map(str, options))}{near}")
+            near = difflib.get_close_matches(str(value), list(map(str, options)), n=1, cutoff=0.6)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise ValueError(f"{where}: `{key}` is {value!r}; write one of {', '.join(map(str, options))}{hint}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -539,7 +535,8 @@ def _convert_scalar(hint: Any, value: Any, where: str, key: str) -> Any:
         return value
     advice = ""
     if hint in (int, float) and isinstance(value, str) and re.fullmatch(r"[+-]?[\d_.]+([eE][+-]?\d+)?", value):
-        advice = f"; YAML reads {value} as text: write {_yaml_number(value)}"
+        whole = hint is int and float(value).is_integer()
+        advice = f"; YAML reads {value} as text: write {int(float(value)) if whole else _yaml_number(value)}"
     raise ValueError(f"{where}: `{key}` takes {_NAMES[hint]}, found {_kind(value)} {value!r}{advice}")
 
 
@@ -582,7 +579,11 @@ def _kind(value: Any) -> str:
 
 def _contradictions(recipe: Recipe) -> list[str]:
     """What no single field can see. Each sentence names both keys and says what to write."""
-    problems = []
+    problems = [
+        f"`{key}` is {value!r}, which names a folder below `runs`; write letters, digits, dots, dashes and underscores"
+        for key, value in (("name", recipe.name), ("size", recipe.size))
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", value)
+    ]
     if recipe.data is not None:
         problems += _data_contradictions(recipe.data)
     if recipe.training is not None:

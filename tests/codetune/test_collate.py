@@ -83,5 +83,5 @@ def test_the_dataset_is_the_permutation_of_the_rows(make_run: Callable[..., Path
 
 def test_too_few_rows_are_refused(make_run: Callable[..., Path]) -> None:
     rows = open_rows(load_recipe(make_run()).rows_dir)
-    with pytest.raises(ValueError, match=r"needs 48; there are 32\. Build them for this recipe with `make data`"):
+    with pytest.raises(ValueError, match=r"needs 34; there are 32\. Build them for this recipe with `make data`"):
         RowDataset(rows, 0, 33)

@@ -466,7 +466,7 @@ def test_a_spike_is_written_down_and_left_out_where_the_recipe_says_so(
 ) -> None:
     settings = {**LONG, "training.spikes": action, "training.spike_deviations": 30.0}
     recipe = load_recipe(make_run(**settings))
-    numbers = row_order(recipe.seed, 16, 0, STEPS * 4).tolist()
+    numbers = row_order(recipe.seed, 2, 0, STEPS * 4).tolist()
     leap({numbers[35 * 4 + 2]})  # step 36, second micro-batch
     train(recipe)
     (record,) = [json.loads(line) for line in (recipe.run_dir / "skipped_steps.jsonl").read_text().splitlines()]
@@ -485,7 +485,7 @@ def test_a_resumed_run_judges_a_leap_as_one_that_went_on(
 ) -> None:
     settings = {**LONG, "training.spikes": "skip", "training.spike_deviations": 30.0, "training.keep_checkpoints": 9}
     recipe = load_recipe(make_run(**settings))
-    numbers = row_order(recipe.seed, 16, 0, STEPS * 4).tolist()
+    numbers = row_order(recipe.seed, 2, 0, STEPS * 4).tolist()
     leap({numbers[35 * 4]})
     weights = (train(recipe) / "model.safetensors").read_bytes()
     shutil.rmtree(recipe.model_dir)
@@ -502,7 +502,7 @@ def test_a_poisoned_step_is_made_without_the_rows_that_the_next_session_skips(
     settings = {"parent": str(poison.parent), "training.keep_checkpoints": 9, "probes.infill_prompts": 0}
     path, straight_path = make_run("poisoned", **settings), make_run("straight", **settings)
     recipe = load_recipe(path)
-    bad = row_order(recipe.seed, 16, 0, 32).tolist()[3 * 4 + 1]  # step 4, first micro-batch
+    bad = row_order(recipe.seed, 2, 0, 32).tolist()[3 * 4 + 1]  # step 4, first micro-batch
     without = [f"training.skip_rows=[{bad}]"]
     for one in (recipe, load_recipe(straight_path)):
         poison.row(one.rows_dir, bad)
@@ -527,7 +527,7 @@ def test_one_command_leads_from_the_step_to_the_text(
 ) -> None:
     path = make_run(**{"parent": str(poison.parent), "probes.infill_prompts": 0})
     recipe = load_recipe(path)
-    numbers = row_order(recipe.seed, 16, 0, 32).tolist()
+    numbers = row_order(recipe.seed, 2, 0, 32).tolist()
     poison.row(recipe.rows_dir, numbers[3 * 4 + 2])  # step 4, second micro-batch
     shutil.copytree(poison.parent, recipe.rows_dir / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
     train(recipe)

@@ -65,7 +65,7 @@ def launch_jobs(config: str, ranks: int, folder: Path, jobs: list[dict[str, Any]
 
 def poisoned_row() -> int:
     """A row in the third step's last micro-batch, which is the second rank's alone."""
-    return row_order(7, 16, 0, STEPS * BATCH_ROWS).tolist()[POISONED_STEP * BATCH_ROWS - 1]
+    return row_order(7, 2, 0, STEPS * BATCH_ROWS).tolist()[POISONED_STEP * BATCH_ROWS - 1]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

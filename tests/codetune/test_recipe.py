@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
-from codetune.recipe import Recipe, load_recipe, recipe_from_dict
+from codetune.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
 STAGE1 = ROOT / "recipes" / "stage1"
@@ -81,7 +82,20 @@ def test_a_recipe_cannot_be_changed_once_loaded(minimal: Path) -> None:
 
 def test_a_recipe_survives_its_manifest(minimal: Path) -> None:
     recipe = load_recipe(minimal, ["data.sources.python.languages=[Python, C]"])
-    assert recipe_from_dict(recipe.to_dict(), "manifest.json") == recipe
+    written = minimal.with_name("written.yaml")
+    written.write_text(yaml.safe_dump(recipe.to_dict()), encoding="utf-8")
+    assert load_recipe(written) == recipe
+
+
+@pytest.mark.parametrize(("key", "value"), [("name", "../../elsewhere"), ("name", "''"), ("size", "a/b"), ("size", "..")])
+def test_a_run_stays_below_its_folder(minimal: Path, key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"`{key}` is .*names a folder below `runs`; write letters, digits"):
+        load_recipe(minimal, [f"{key}={value}"])
+
+
+def test_a_whole_number_written_as_text_is_advised_as_one(minimal: Path) -> None:
+    with pytest.raises(ValueError, match=r"YAML reads 5e5 as text: write 500000$"):
+        load_recipe(minimal, ["training.train_tokens=5e5"])
 
 
 def test_a_missing_section_is_named_by_the_command_that_needs_it(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ class HubServer:
     """`with HubServer({"me/code": Repository({...})}) as hub:` then `HF_ENDPOINT=hub.url` in another process."""
 
     repositories: dict[str, Repository]
-    break_bodies: int = 0  # this many bodies of data files end in the middle, the first ones asked for
+    break_bodies: int = 0  # this many bodies of data files end in the middle, the first ones asked for of those below
+    break_below: int | None = None  # only ranges that begin before this byte, such as row groups and not the footer
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
     bytes_sent: int = 0  # of data files
     broken: int = 0
@@ -107,6 +108,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(status, b'{"error": "refused"}', {"X-Error-Code": code, "Content-Type": "application/json"})
 
     def _send_file(self, repository: Repository, name: str, with_body: bool) -> None:
+        state = self.server_state
         if repository.gated:
             return self._refuse(403 if self.headers.get("Authorization") else 401, "GatedRepo")
         if name not in repository.files:
@@ -119,10 +121,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         start = int(asked.group(1))
         stop = min(int(asked.group(2) or len(data) - 1) + 1, len(data))
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
-        return self._send(206, data[start:stop], headers, with_body, data_file=True)
+        chosen = state.break_below is None or start < state.break_below
+        return self._send(206, data[start:stop], headers, with_body, data_file=True, may_break=chosen)
 
     def _send(
-        self, status: int, body: bytes, headers: dict[str, str], with_body: bool = True, data_file: bool = False
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str],
+        with_body: bool = True,
+        data_file: bool = False,
+        may_break: bool = False,
     ) -> None:
         state = self.server_state
         self.send_response(status)
@@ -132,7 +141,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if not with_body or self.command == "HEAD":
             return
-        breaks = data_file and status == 206 and len(body) > 1000 and state.broken < state.break_bodies
+        breaks = may_break and len(body) > 1000 and state.broken < state.break_bodies
         if breaks:
             state.broken += 1
             self.wfile.write(body[: len(body) // 2])

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,30 +152,44 @@ def _hashes(folder: Path) -> dict[str, str]:
 def test_workers_and_interruptions_do_not_change_a_byte(recipe_file: Path, tmp_path: Path) -> None:
     more = ["--set", "training.train_tokens=512000"]
     found = {}
-    for name, workers in (("one", "1"), ("two", "2"), ("killed", "2")):
+    for name, workers in (("one", "1"), ("two", "2"), ("killed", "2"), ("killed between lanes", "1")):
         command = _command(recipe_file, *more, f"runs={tmp_path / name}", "--workers", workers)
-        for _ in range(2 if name == "killed" else 0):
+        finished_lane = tmp_path / name / "test" / "stage1" / "rows.partial" / "lane-00000.arrow"
+        for _ in range(2 if workers == "2" and name == "killed" else name == "killed between lanes"):
             process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-            _wait_for_progress(tmp_path / name, process)
+            if workers == "2":
+                _wait_for_progress(tmp_path / name, process)
+            else:
+                _wait_for((finished_lane.with_name("work") / "progress-00001").exists, process)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        before = finished_lane.stat().st_mtime_ns if finished_lane.exists() else None
+        assert (before is not None) == (name == "killed between lanes")
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr
+        if before is not None:  # a finished lane is not built again
+            assert (tmp_path / name / "test" / "stage1" / "rows" / "lane-00000.arrow").stat().st_mtime_ns == before
         found[name] = _hashes(tmp_path / name / "test" / "stage1" / "rows")
     # where the rows are is written in the manifest as part of the recipe; everything else is equal to the byte
     for hashes in found.values():
         hashes.pop("manifest.json")
-    assert found["one"] == found["two"] == found["killed"] and "lane-00001.arrow" in found["one"]
+    assert found["one"] == found["two"] == found["killed"] == found["killed between lanes"]
+    assert "lane-00001.arrow" in found["one"]
 
 
 def _wait_for_progress(folder: Path, process: subprocess.Popen[bytes]) -> None:
     """Until this process has written rows, so that the kill falls into the middle of its work."""
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("progress-*")}
-    for _ in range(600):
+    found = lambda: list(folder.rglob("progress-0000[0-9]"))  # noqa: E731
+    _wait_for(lambda: any(path.stat().st_mtime_ns != before.get(path) for path in found()), process)
+
+
+def _wait_for(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    for _ in range(6000):
         assert process.poll() is None, "the build ended before it could be stopped"
-        if any(path.stat().st_mtime_ns != before.get(path) for path in folder.rglob("progress-0000[0-9]")):
+        if happened():
             return
-        time.sleep(0.02)
+        time.sleep(0.01)
     raise AssertionError("the build never began")
 
 
@@ -299,3 +313,6 @@ def test_ctrl_c_leaves_a_state_that_goes_on(recipe_file: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in errors
     assert not recipe.rows_dir.exists()
+    shorter = _command(recipe_file, "--workers", "2")  # and what is there stands in nobody's way
+    assert subprocess.run(shorter, capture_output=True, text=True, check=False).returncode == 0
+    assert len(open_rows(recipe.rows_dir)) >= 100

@@ -130,3 +130,14 @@ def test_the_command_shows_a_file_in_three_layouts(tmp_path: Path) -> None:
     assert shown.count("▁<PRE>") == shown.count("▁<EOT>") == 2 and "<s>def area" in shown
     missing = subprocess.run([*command[:3], "missing.py", *command[4:]], capture_output=True, text=True, check=False)
     assert missing.returncode == 2 and "missing.py" in missing.stderr and "Traceback" not in missing.stderr
+
+
+def test_the_command_says_why_it_cannot_show_a_file(tmp_path: Path, tiny_parent: Path) -> None:
+    marked, foreign = tmp_path / "marked.py", tmp_path / "foreign.py"
+    marked.write_text("space = '\u2581'\n", encoding="utf-8")
+    foreign.write_bytes(b"name = 'caf\xe9'\n")
+    for file, reason in ((marked, "a literal U+2581"), (foreign, "not UTF-8"), (tmp_path / "none.py", "No such file")):
+        command = [sys.executable, "-m", "data_pipelines.fim", str(file), "--tokenizer", str(tiny_parent)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {file}: ") and reason in done.stderr
