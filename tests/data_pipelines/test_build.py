@@ -94,14 +94,20 @@ def test_rows_hold_the_documents_in_the_recipes_shares(recipe_file: Path) -> Non
         else:
             cut.setdefault(key, {})[int(facts["pieces"])] = ids
         assert ids.count(codec.bos_id) == (1 if facts["pieces"] == 0 else 0) and codec.bos_id not in ids[1:]
-    for pieces in cut.values():  # a document longer than a row: whole again, or its last pieces were not reached
-        assert sorted(pieces) == list(range(len(pieces)))
+    waiting = 0
+    for (
+        pieces
+    ) in cut.values():  # a document longer than a row: whole again, or a piece of it still waits, or was not reached
+        if sorted(pieces) != list(range(len(pieces))):
+            waiting += 1
+            continue
         assert all(len(pieces[place]) == ROW for place in range(len(pieces) - 1))
         joined = [token for place in sorted(pieces) for token in pieces[place]]
         if joined[-1] == codec.eos_id:
             text = codec.unfim(joined, "plain")
             source, number = text.split(" ")[0].rsplit("_", 2)[:2]
             assert text == _text(source, int(number))
+    assert waiting <= 2 * rows.lanes and len(cut) > 4 * rows.lanes  # two rows wait in each lane
     total = sum(seen.values())
     for name, settings in recipe.need_data().sources.items():
         facts = manifest["sources"][name]
