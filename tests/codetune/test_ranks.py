@@ -147,7 +147,7 @@ def test_two_ranks_learn_what_one_learns(layout: str, runs: Callable[[str], Any]
     ours, reference = runs(layout)["straight"], alone["straight"]
     assert losses_of(ours.run_dir) == pytest.approx(losses_of(reference.run_dir), rel=1e-5)
     assert rows_of(runs(layout)["folder"] / "rows", 2) == {
-        step: set(row_order(7, 16, (step - 1) * BATCH_ROWS, BATCH_ROWS).tolist()) for step in range(1, STEPS + 1)
+        step: set(row_order(7, 2, (step - 1) * BATCH_ROWS, BATCH_ROWS).tolist()) for step in range(1, STEPS + 1)
     }
     expected, weights = weights_of(reference.model_dir), weights_of(ours.model_dir)
     assert set(weights) == set(expected)
@@ -222,7 +222,7 @@ def test_a_run_of_two_ranks_goes_on_with_one_on_the_same_batches(layout: str, ru
         assert why_invalid(checkpoint) is None
     assert f"going on from {checkpoint}" in out
     assert rows_of(folder / "later", 1) == {
-        step: set(row_order(7, 16, (step - 1) * BATCH_ROWS, BATCH_ROWS).tolist()) for step in range(STOP + 1, STEPS + 1)
+        step: set(row_order(7, 2, (step - 1) * BATCH_ROWS, BATCH_ROWS).tolist()) for step in range(STOP + 1, STEPS + 1)
     }
     assert losses_of(recipe.run_dir) == pytest.approx(losses_of(made["straight"].run_dir), rel=1e-5)
     expected, weights = weights_of(made["straight"].model_dir), weights_of(recipe.model_dir)
