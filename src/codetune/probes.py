@@ -148,11 +148,17 @@ def figures_of(sources: Sequence[str], sums_SM: torch.Tensor, groups: Mapping[st
 # Infilling prompts
 
 
-def choose_prompts(samples: Sequence[HeldOutSample], layout: str, limit: int) -> list[HeldOutSample]:
-    """Up to `limit` samples of a layout cut at a line, one source after the other; a blank middle asks nothing."""
+def choose_prompts(
+    samples: Sequence[HeldOutSample], layout: str, limit: int, longest: int | None = None
+) -> list[HeldOutSample]:
+    """Up to `limit` samples of a layout cut at a line, one source after the other; a blank middle asks nothing.
+
+    Prompts of more than `longest` tokens are passed over: behind them a completion would leave the model's context.
+    """
     by_source: dict[str, list[HeldOutSample]] = {}
     for sample in samples:
-        if sample.layout == layout and sample.cut == "line" and sample.middle.strip():
+        asks = sample.layout == layout and sample.cut == "line" and bool(sample.middle.strip())
+        if asks and (longest is None or sample.middle_start <= longest):
             by_source.setdefault(sample.source, []).append(sample)
     rounds = itertools.zip_longest(*by_source.values())
     return [sample for around in rounds for sample in around if sample is not None][:limit]
@@ -170,13 +176,14 @@ def infill_report(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Greedy infilling: form (psm, spm, prefix_only) -> source, group of several, and `all` -> rates between 0 and 1.
 
-    `prefix_only` continues the prefixes of the PSM prompts left to right.
+    `prefix_only` continues the prefixes of the PSM prompts left to right. Prompts leave `new_tokens` of room in the context.
     """
     if codec.infill is None or prompts_per_layout == 0:
         return {}
+    longest = model.config.get_text_config().max_position_embeddings - new_tokens
     report = {}
     for form in ("psm", "spm", "prefix_only"):
-        chosen = choose_prompts(samples, "spm" if form == "spm" else "psm", prompts_per_layout)
+        chosen = choose_prompts(samples, "spm" if form == "spm" else "psm", prompts_per_layout, longest)
         prompts = [_prompt(codec, form, sample) for sample in chosen]
         end = codec.infill.end if form != "prefix_only" else None
         stops = [token for token in (end, codec.eos_id) if token is not None]

@@ -378,6 +378,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def recipe_from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that a manifest recorded; `where` names the manifest in errors."""
+    return _build(Recipe, dict(tree), where, key="")
+
+
 def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The file's tree laid over those of the files it `extends`, named relative to itself, a later one over an earlier."""
     resolved = path.resolve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,6 +116,9 @@ def test_prompts_are_lines_taken_from_each_source_in_turn() -> None:
     samples = [sample("a", "1"), sample("a", "2"), sample("a", " \n"), sample("a", "3"), sample("b", "4")]
     samples += [sample("b", "5", cut="span"), sample("b", "6", layout="spm")]
     assert [chosen.middle for chosen in probes.choose_prompts(samples, "psm", 3)] == ["1", "4", "2"]
+    samples[0] = dataclasses.replace(samples[0], middle_start=9)  # a prompt of 9 tokens
+    assert [chosen.middle for chosen in probes.choose_prompts(samples, "psm", 3, longest=9)] == ["1", "4", "2"]
+    assert [chosen.middle for chosen in probes.choose_prompts(samples, "psm", 3, longest=8)] == ["2", "4", "3"]
 
 
 def test_padded_generation_gives_what_each_prompt_gives_alone(
