@@ -6,11 +6,12 @@ upgrade breaks something, it breaks here and `tests/codetune/test_adapter.py` sa
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,6 +266,33 @@ def copy_in_memory(state: dict[str, Any]) -> dict[str, Any]:
     )
     copied: Any = DefaultStager(options).stage(state)
     return copied
+
+
+def shard_groups() -> list[Any]:
+    """Process groups for what is written in the background: one for weights and one for the optimizer, which may overlap."""
+    return [torch.distributed.new_group(backend="gloo") for _ in range(2)]
+
+
+@contextlib.contextmanager
+def shards_in_background(groups: Sequence[Any]) -> Iterator[list[Any]]:
+    """What Accelerate writes of sharded state in this block is copied now and written by torch's `async_save`.
+
+    Yields the futures, one to each group at most; all ranks must wait for theirs before they begin anew.
+    """
+    import torch.distributed.checkpoint as distributed_checkpoint
+
+    library: Any = distributed_checkpoint  # what Accelerate calls the functions of
+    written: list[Any] = []
+    original = library.save
+
+    def save(state_dict: dict[str, Any], **settings: Any) -> None:
+        written.append(library.async_save(state_dict, process_group=groups[len(written)], **settings))
+
+    library.save = save
+    try:
+        yield written
+    finally:
+        library.save = original
 
 
 def checkpoint_bytes(model: nn.Module) -> int:

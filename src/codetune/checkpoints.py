@@ -9,7 +9,7 @@ same weights):
     kept     every `keep_tokens`, and whenever one was asked for by `save-now`: never deleted
 
 In the background means: copied on the spot, written by one thread while training goes on, sealed before the next save
-begins. It costs a copy of weights and optimizer state in the main rank's memory.
+begins. It costs a copy of weights and optimizer state in memory: the main rank's, or of each rank its own part (FSDP2).
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ class SaveJob:
 
     step: int
     staging: Path  # holds the folder `checkpoint-<step>`
-    parts: Sequence[Callable[[], None]]  # what is still to be written
+    parts: Sequence[Callable[[], Any]]  # what is still to be written
     manifest: dict[str, Any]
     keep: int
     started: float  # a reading of time.monotonic
     sealed: Callable[[], None]  # called once it has its name
+    seals: bool = True  # off: another rank seals it, once this one's parts are written
 
 
 class CheckpointWriter:
-    """Finishes one checkpoint after another in a thread, never two at once; the main rank's."""
+    """Finishes one checkpoint after another in a thread, never two at once; one on each rank, the main rank's seals."""
 
     def __init__(self, folder: Path, sealing: contextlib.AbstractContextManager[Any]) -> None:
         """`sealing` is held while a checkpoint gets its name."""
@@ -71,11 +72,14 @@ class CheckpointWriter:
         except Exception as error:  # noqa: BLE001  (nobody is above it in a thread; `SafeTraining` tells it at the next step)
             self.failed(job.step, error)
         finally:
-            shutil.rmtree(job.staging, ignore_errors=True)
+            if job.seals:
+                shutil.rmtree(job.staging, ignore_errors=True)
 
     def _write(self, job: SaveJob) -> None:
         for part in job.parts:
             part()
+        if not job.seals:
+            return
         name = f"checkpoint-{job.step}"
         seal_folder(job.staging / name, job.manifest)
         with self._sealing:

@@ -12,7 +12,7 @@
   loss or gradient leaps far above the usual (guard.py), which is left out only where the recipe says so. DeepSpeed's engine
   updates inside `backward`, and leaves a step that is not finite out by itself (such a loss makes every gradient so).
 * Sealed checkpoints (checkpoints.py): written under another name, manifest last, renamed, and only then are older ones
-  deleted. On one device and under DDP the state is copied and written while training goes on.
+  deleted. On one device, under DDP and under FSDP2 the state is copied and written while training goes on.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class SafeTraining(Trainer):
         self._step_losses: list[torch.Tensor] = []  # of micro-batches, nats per learnt token
         self._unread_counts = torch.zeros_like(session.ledger.counts, device=self.args.device)
         self.writer = CheckpointWriter(session.checkpoints_dir, session.requests.sealing)
-        self._parts: list[Callable[[], None]] | None = None  # of a checkpoint, to be written in the background
+        self._parts: list[Callable[[], Any]] | None = None  # of a checkpoint, to be written in the background
+        self._shard_groups: list[Any] | None = None
         self._save_begun = False
         self._skipped_in_a_row = 0
         self._window_steps = self._window_skipped = 0
@@ -419,10 +420,10 @@ class SafeTraining(Trainer):
         manifest = {**self.session.manifest, "step": step, "kept": kept, "ledger": ledger}
         manifest |= {"evaluation_due": self.session.evaluation_due, "spikes": self.session.spikes.to_dict()}
         answered = self.session.requests.answer()
-        if self.accelerator.is_main_process:
-            rest = [*(parts or []), partial(self._complete, folder)]
-            job = SaveJob(step, folder.parent, rest, manifest, self.session.keep_checkpoints, started, answered)
-            self.writer.start(job)
+        main = self.accelerator.is_main_process
+        rest = [*(parts or []), *([partial(self._complete, folder)] if main else [])]
+        job = SaveJob(step, folder.parent, rest, manifest, self.session.keep_checkpoints, started, answered, seals=main)
+        self.writer.start(job)
         self._save_begun = True
         if parts is None or last:
             self.finish_save()
@@ -437,9 +438,9 @@ class SafeTraining(Trainer):
         return self.session.requests.save or (every is not None and step % every == 0)
 
     def _may_copy(self) -> bool:
-        """Whether the main rank holds everything whole; what is shared out, or wrapped by peft, is written on the spot."""
-        whole = isinstance(self.accelerator.unwrap_model(self.model), PreTrainedModel)
-        return whole and self.accelerator.distributed_type.value in ("NO", "MULTI_CPU", "MULTI_GPU")
+        """Whether it is known how to write a copy: not of ZeRO's parts, nor of what peft wraps."""
+        plain = isinstance(self.accelerator.unwrap_model(self.model), PreTrainedModel)
+        return plain and self.accelerator.distributed_type.value in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The library's weights and configuration; in the background: of a copy, later."""
@@ -454,6 +455,12 @@ class SafeTraining(Trainer):
         """The library's; in the background: of a copy, later."""
         if self._parts is None:
             super()._save_optimizer_and_scheduler(output_dir)
+        elif self.accelerator.distributed_type.value == "FSDP":  # each rank copies and writes its own part
+            if self._shard_groups is None:
+                self._shard_groups = adapter.shard_groups()
+            with adapter.shards_in_background(self._shard_groups) as futures:
+                super()._save_optimizer_and_scheduler(output_dir)
+            self._parts += [future.result for future in futures]
         elif self.args.should_save:
             optimizer: Any = self.optimizer
             scheduler: Any = self.lr_scheduler
