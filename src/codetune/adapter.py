@@ -33,8 +33,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 EXTRAS = ("tensorboard", "wandb")  # reporters that setup.cfg has an extra for
 HEAD_CHUNK = 32_768  # logits of a token that the fused head holds at once, as trl has it
-# What other families do to logits before the loss; MoE models add a loss of their own.
-SCALED_LOGITS = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling", "output_router_logits")
+SCALED_LOGITS = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")  # what other families have
 EXPORT_SHARD_SIZE = "5GB"  # the library's default of 50 GB makes files that few readers like
 
 
@@ -184,13 +183,14 @@ def add_fused_head(model: Any) -> None:
     """Teach the model `model(..., labels=labels, fused_lm_head=True)`, which never holds all logits (trl's chunked kernel).
 
     Raises:
-        ValueError: a model that scales its logits, or whose output layer is not a plain linear one.
+        ValueError: a model that scales its logits, has a loss of its experts, or an output layer that is not plain linear.
     """
     if getattr(model, "has_fused_head", False):
         return
     text = model.config.get_text_config()
     head: Any = model.get_output_embeddings()
-    scaled = [name for name in SCALED_LOGITS if getattr(text, name, None) not in (None, 1, False)]
+    scaled = [name for name in SCALED_LOGITS if getattr(text, name, None) not in (None, 1)]
+    scaled += ["output_router_logits"] if getattr(text, "output_router_logits", False) else []  # a loss of their own
     if type(head) is not nn.Linear or scaled:
         found = f"{scaled[0]} in its configuration" if scaled else f"an output layer of the kind {type(head).__name__}"
         raise ValueError(f"this model has {found}, which the fused head does not know; train a model of Llama's family")

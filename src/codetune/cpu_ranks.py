@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from transformers import training_args
 
 ACCELERATE_INIT = AcceleratorState.__init__
 ASKED = "CODETUNE_CPU_RANKS"
@@ -48,6 +49,9 @@ def settle() -> None:
             "the launch is one for GPUs, and this machine shows none (torch.accelerator.is_available() is False); mend the "
             f"driver or CUDA_VISIBLE_DEVICES, or set {ASKED}=1 to run its ranks on the CPU (slow: for tests)"
         )
+    if _says("ACCELERATE_USE_DEEPSPEED"):
+        # subtle: without `use_cpu`, see below, bf16 is refused where there is no GPU; `use_bf16` has asked the machine
+        training_args.is_torch_bf16_gpu_available = lambda: True
     if _says("ACCELERATE_USE_FSDP") and AcceleratorState.__init__ is ACCELERATE_INIT:
         _let_accelerate_shard_on_cpus()
 

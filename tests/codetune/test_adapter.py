@@ -181,3 +181,27 @@ def test_the_bytes_of_a_checkpoint_are_weights_and_two_moments() -> None:
     model = torch.nn.Linear(3, 2)
     model.bias.requires_grad_(False)
     assert adapter.checkpoint_bytes(model) == 80
+
+
+def test_a_batch_that_teaches_nothing_has_gradients_of_zero(model: Any) -> None:
+    input_ids, _ = random_batch()
+    loss = model(input_ids=input_ids, labels=torch.full_like(input_ids, -100), fused_lm_head=True).loss
+    loss.backward()
+    assert loss == 0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_the_head_with_losses_is_the_output_layer_itself(model: Any, tiny_parent: Path) -> None:
+    plain: Any = AutoModelForCausalLM.from_pretrained(tiny_parent, dtype=torch.float32)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    hidden = torch.randn(2, 3, plain.config.hidden_size)
+    assert torch.equal(model.lm_head(hidden), plain.lm_head(hidden))
+    assert adapter.HeadWithLosses.__mro__[1] is torch.nn.Linear
+
+
+@pytest.mark.parametrize(("name", "value"), [("logit_scale", 0.5), ("output_router_logits", True)])
+def test_a_model_whose_loss_is_another_one_is_refused(tiny_parent: Path, name: str, value: Any) -> None:
+    plain: Any = AutoModelForCausalLM.from_pretrained(tiny_parent, dtype=torch.float32)
+    setattr(plain.config, name, value)
+    with pytest.raises(ValueError, match=f"this model has {name} in its configuration, which the fused head does not know"):
+        adapter.add_fused_head(plain)

@@ -116,13 +116,14 @@ def runs(make_runs: Callable[..., dict[str, Any]]) -> Callable[[str], dict[str, 
 
     def of(layout: str) -> dict[str, Any]:
         if layout not in made:
-            found = made[layout] = make_runs("straight", "poisoned", "resumed", "elastic", "mistaken")
+            found = made[layout] = make_runs("straight", "poisoned", "resumed", "elastic", "mistaken", "rounded")
             jobs = [
                 job(found, "straight", rows=str(found["folder"] / "rows")),
                 job(found, "poisoned", poison=poisoned_row()),
                 job(found, "resumed", die_after=STOP),
                 job(found, "resumed"),
                 job(found, "elastic", die_after=STOP),
+                job(found, "rounded", set=["model.precision=bf16", "model.activation_checkpointing=true"]),
             ]
             jobs += [job(found, "mistaken", believes="alone")] if layout == "ddp" else []
             jobs += [job(found, "mistaken", believes="whole")] if layout == "fsdp2" else []
@@ -231,7 +232,17 @@ def test_a_run_of_two_ranks_goes_on_with_one_on_the_same_batches(layout: str, ru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout"), LAYOUTS[1:])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bf16_and_recomputation_learn_about_the_same_and_losses_are_not_rounded(
+    layout: str, runs: Callable[[str], Any]
+) -> None:
+    found, exact = (losses_of(runs(layout)[name].run_dir) for name in ("rounded", "straight"))
+    assert found == pytest.approx(exact, rel=2e-3)
+    assert any(loss != torch.tensor(loss).bfloat16().item() for loss in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_a_damaged_shard_is_passed_over_and_named(layout: str, runs: Callable[[str], Any], tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(runs(layout)["straight"].checkpoints_dir, folder)
