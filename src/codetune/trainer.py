@@ -185,8 +185,13 @@ class SafeTraining(Trainer):
         return loss * num_items_in_batch / (learnt * self.accelerator.num_processes)
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The library's; its groups are noted, weight decay being on matrices only."""
-        optimizer = super().create_optimizer(model)
+        """The library's, without groups that hold nothing; the others are noted, weight decay being on matrices only.
+
+        Adapters are matrices alone. DeepSpeed drops the group that is empty then, and the scheduler, which has counted it,
+        would end the run.
+        """
+        optimizer: Any = super().create_optimizer(model)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         self._decay_of_groups = [group["weight_decay"] for group in optimizer.param_groups]
         return optimizer
 
