@@ -14,6 +14,10 @@ ARM ?=#                                          another recipe of the same stag
 ROWS ?=#                                         probes: the stage whose held-out documents are measured on; none: STAGE's
 SET ?=#                                          settings over the recipe's: SET="optimizer.learning_rate=2.0e-5 seed=1"
 ACCELERATE ?=#                                   which machines, such as recipes/accelerate/zero3.yaml; none: one process here
+NODES ?= 1#                                      slurm: how many
+CLUSTER ?= recipes/slurm/cluster.yaml#           slurm: what is particular to the cluster
+SUBMIT ?=#                                       slurm: 1 calls sbatch
+RECIPE ?=#                                       slurm: a recipe of your own; none: that of STAGE and SIZE
 WORKERS ?=#                                      lanes built at once; none: one per core
 FILE ?=#                                         fim: the file to show; pin: one recipe
 ROW ?=#                                          explain: the number of a row
@@ -31,6 +35,9 @@ override FROM := $(strip $(FROM))
 override ARM := $(strip $(ARM))
 override ROWS := $(strip $(ROWS))
 override ACCELERATE := $(strip $(ACCELERATE))
+override NODES := $(strip $(NODES))
+override CLUSTER := $(strip $(CLUSTER))
+override RECIPE := $(strip $(RECIPE))
 override PYTHON := $(strip $(PYTHON))
 override VENV := $(strip $(VENV))
 
@@ -89,7 +96,7 @@ build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup demo base data stage1 python lcft pin fim explain spikes probes bench test check format clean need-base
+.PHONY: help setup demo base data stage1 python lcft pin slurm fim explain spikes probes bench test check format clean need-base
 
 help: ## these lines
 	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
@@ -171,6 +178,10 @@ endif
 
 pin: $(SET_UP) ## look up the commits behind `revision: unpinned` and write them into the recipes (FILE=...: one of them)
 	@$(PY) -m data_pipelines.pin $(FILE)
+
+slurm: $(SET_UP) ## a job script for Slurm that starts again by itself (STAGE=, NODES=4, ACCELERATE=; SUBMIT=1: sbatch too)
+	@$(PY) -m codetune.slurm render --recipe $(or $(RECIPE),$(call recipe,$(STAGE))) --nodes $(NODES) --cluster $(CLUSTER) \
+	  $(if $(ACCELERATE),--accelerate $(ACCELERATE)) $(SETTINGS) $(if $(filter 1,$(SUBMIT)),--submit)
 
 # --- Looking at it ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from codetune.recipe import load_recipe
+from codetune.recipe import load_recipe, settings_from_file
+from codetune.slurm import ClusterSettings
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {"src/codetune": "codetune", "data_pipelines": "data_pipelines", "eval": "eval"}
@@ -56,6 +57,9 @@ def test_every_yaml_loads(path: Path) -> None:
         users = [other for other in (ROOT / "recipes").rglob("*.yaml") if path.name in str(extends_of(other))]
         assert users, "no recipe extends this part"
         return  # each of those is loaded whole
+    if path.parent.name == "slurm":
+        assert settings_from_file(ClusterSettings, path) != ClusterSettings()
+        return
     if path.parent.name != "accelerate":
         recipe = load_recipe(path)
         size, arm = size_and_arm(path.stem)
@@ -169,7 +173,7 @@ def test_embedded_recipes_read_only_what_set_up_installs() -> None:
     wheels = re.findall(r"([A-Za-z0-9_.-]+)==", makefile_variable("DATA_WHEELS"))
     known = {name.lower().replace("_", "-") for name in [*pinned, *wheels, "python-stdlib"]}
     for path in (ROOT / "recipes").glob("*/*.yaml"):
-        if path.parent.name in ("accelerate", "parts") or (recipe := load_recipe(path)).data is None:
+        if path.parent.name in ("accelerate", "parts", "slurm") or (recipe := load_recipe(path)).data is None:
             continue
         for name, source in recipe.data.sources.items():
             missing = {item.lower().replace("_", "-") for item in source.distributions} - known

@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 import yaml
 
+Settings = typing.TypeVar("Settings")
+
 STAGES = ("base", "stage1", "python", "lcft", "instruct")
 LCFT_AFTER = {"python-lcft": ("lcft", "python")}  # stages that are another one's target, started from a third
 SOURCE_KINDS = ("hub", "parquet", "jsonl", "folder", "installed", "generated")
@@ -376,6 +378,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for problem in _contradictions(recipe):
         raise ValueError(f"{where}: {problem}")
     return recipe
+
+
+def settings_from_file(cls: type[Settings], path: Path) -> Settings:
+    """Settings of another kind than a recipe's, as strictly read: a frozen dataclass of fields as above.
+
+    Raises:
+        ValueError: as `load_recipe`.
+    """
+    return _build(cls, _read_with_parents(path, seen=()), str(path), key="")
 
 
 def recipe_from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
