@@ -88,7 +88,7 @@ def trained_lengths(rows: Rows, seed: int, row_count: int) -> LengthCounts:
     """
     counts = LengthCounts(len(rows.manifest["source_names"]), rows.sequence_tokens)
     blocks, rest = divmod(row_count, rows.block_rows)
-    in_lane, lane_rows = blocks * rows.manifest["group_rows"], len(rows) // rows.lanes
+    in_lane, lane_rows = blocks * (rows.block_rows // rows.lanes), len(rows) // rows.lanes
     for lane in range(rows.lanes):
         for start in range(0, in_lane, ROWS_AT_ONCE):
             _add_run(counts, rows, lane * lane_rows + start, min(ROWS_AT_ONCE, in_lane - start))

@@ -63,13 +63,17 @@ def test_lanes_add_up() -> None:
 
 
 def test_what_is_reported_is_what_training_read(make_run: Callable[..., Path]) -> None:
-    """28 of 32 rows in blocks of 16, so that whole blocks and a part of one are met."""
+    """28 of 32 rows, and 27, so that a part of a block is met too."""
     recipe = load_recipe(make_run(**{"training.train_tokens": 7 * 256, "probes.infill_prompts": 0}))
     rows = open_rows(recipe.rows_dir)
     expected: Counter[tuple[int, int]] = Counter()
     for number in row_order(recipe.seed, rows.block_rows, 0, 28).tolist():
         row = rows.row(number)
         expected.update(zip(row["sources"].tolist(), row["document_lengths"].tolist(), strict=True))
+    odd: Counter[int] = Counter()
+    for number in row_order(recipe.seed, rows.block_rows, 0, 27).tolist():
+        odd.update(rows.row(number)["document_lengths"].tolist())
+    assert dict(odd) == {n: int(c) for n, c in enumerate(trained_lengths(rows, recipe.seed, 27).counts_SL.sum(0)) if c}
     counts = trained_lengths(rows, recipe.seed, 28)
     assert {(s, length): n for s in (0, 1) for length, n in counts.sparse(s)} == dict(expected)
     reported = read_json(train(recipe) / "manifest.json")["lengths"]
