@@ -123,6 +123,7 @@ def main() -> None:
     """Print each try, and the comparison."""
     parser = argparse.ArgumentParser(prog="python -m bench.preempt")
     parser.add_argument("--tries", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of the whole run ({STEPS})")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw = random.Random(options.seed)
@@ -132,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         parent = make_parent(Path(name) / "parent")
         alone, stopped = (
-            make_run(Path(name) / run, parent, STEPS, HELD_OUT_SAMPLES, **settings) for run in ("alone", "stopped")
+            make_run(Path(name) / run, parent, options.steps, HELD_OUT_SAMPLES, **settings) for run in ("alone", "stopped")
         )
         if Run(alone, context).wait() != [0] * RANKS:
             raise RuntimeError("the run that was left alone failed")

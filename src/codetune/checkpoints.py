@@ -50,7 +50,7 @@ class CheckpointWriter:
     def __init__(self, folder: Path, sealing: contextlib.AbstractContextManager[Any]) -> None:
         """`sealing` is held while a checkpoint gets its name."""
         self.folder = folder
-        self.failure: tuple[int, Exception] | None = None  # step of a save that failed, until it is told
+        self.failure: tuple[int, Exception, int] | None = None  # step, error, bytes free: of a failed save, until told
         self.seconds = longest_save_seconds(folder)
         self._sealing = sealing
         self._figures: dict[str, float] | None = None
@@ -94,7 +94,8 @@ class CheckpointWriter:
         self._figures = {"save_step": job.step, "save_seconds": round(seconds, 3)}
 
     def failed(self, step: int, error: Exception) -> None:
-        self.failure = step, error
+        """Note a save that failed, and how full the disk is before what was written is taken away."""
+        self.failure = step, error, shutil.disk_usage(self.folder).free
 
     def wait(self) -> None:
         """Until nothing is being written."""

@@ -501,7 +501,7 @@ class SafeTraining(Trainer):
     def _save_failed(self) -> ValueError:
         """One message on each rank; those that did not fail name the one that did."""
         folder = self.session.checkpoints_dir
-        step, error = self.writer.failure or (None, None)
+        step, error, free = self.writer.failure or (None, None, 0)
         self.writer.failure = None
         if self.accelerator.is_main_process:
             self.writer.wait()
@@ -509,10 +509,10 @@ class SafeTraining(Trainer):
         if error is None:
             return ValueError("a checkpoint could not be written; the rank that could not says why")
         kept = ", ".join(path.name for path in numbered_checkpoints(folder)) or "none"
-        free = shutil.disk_usage(folder).free / 2**20
+        reason = f"{type(error).__name__}: {error}"
         failure = ValueError(
-            f"{folder / f'checkpoint-{step}'} could not be written ({type(error).__name__}: {error}); {free:,.0f} MB are "
-            f"free there. Nothing half-written was kept; whole checkpoints: {kept}. Free some space (or lower "
+            f"{folder / f'checkpoint-{step}'} could not be written ({reason}); {free / 2**20:,.0f} MB were free there. "
+            f"Nothing half-written was kept; whole checkpoints: {kept}. Free some space (or lower "
             "`training.keep_checkpoints`) and start again: the run goes on from the newest"
         )
         failure.__cause__ = error
