@@ -17,13 +17,16 @@ ACCELERATE ?=#                                   which machines, such as recipes
 NODES ?= 1#                                      slurm: how many
 CLUSTER ?= recipes/slurm/cluster.yaml#           slurm: what is particular to the cluster
 SUBMIT ?=#                                       slurm: 1 calls sbatch
-RECIPE ?=#                                       slurm: a recipe of your own; none: that of STAGE and SIZE
+RECIPE ?=#                                       slurm, plan: a recipe of your own; none: that of STAGE and SIZE
 WORKERS ?=#                                      lanes built at once; none: one per core
 FILE ?=#                                         fim: the file to show; pin: one recipe
 ROW ?=#                                          explain: the number of a row
 STEP ?=#                                         spikes: one step by number; none: all that were written down
 MINUTES ?=#                                      training: a time budget; the run saves and ends before it does
 ONLY ?=#                                         bench: one benchmark by name; none: the list
+GPUS ?=#                                         plan: 8xH100, 2x8xA100-80, ...; none: this CPU, for embedded sizes
+PRICE ?=#                                        plan: of a GPU-hour, in any currency
+MFU ?=#                                          plan: assumed share of the GPU's peak speed (0.4)
 FORCE ?=#                                        bench: 1 measures again what has a result
 PYTEST_ARGS ?=#                                  test: such as PYTEST_ARGS="tests/codetune -k recipe"
 PYTHON ?= python3#                               the Python that makes the virtual environment; 3.11 or newer
@@ -96,7 +99,7 @@ build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup demo base data stage1 python lcft pin slurm fim explain spikes probes bench test check format clean need-base
+.PHONY: help setup demo base data stage1 python lcft pin plan slurm fim explain spikes probes bench test check format clean need-base
 
 help: ## these lines
 	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
@@ -178,6 +181,10 @@ endif
 
 pin: $(SET_UP) ## look up the commits behind `revision: unpinned` and write them into the recipes (FILE=...: one of them)
 	@$(PY) -m data_pipelines.pin $(FILE)
+
+plan: $(SET_UP) ## what a run costs and whether it fits: SIZE=7b STAGE=lcft GPUS=8xH100 (ACCELERATE=, PRICE=, MFU=)
+	@$(PY) -m codetune.plan --recipe $(or $(RECIPE),$(call recipe,$(STAGE))) $(if $(GPUS),--gpus '$(GPUS)') \
+	  $(if $(ACCELERATE),--accelerate $(ACCELERATE)) $(if $(PRICE),--price-per-gpu-hour $(PRICE)) $(if $(MFU),--mfu $(MFU)) $(SETTINGS)
 
 slurm: $(SET_UP) ## a job script for Slurm that starts again by itself (STAGE=, NODES=4, ACCELERATE=; SUBMIT=1: sbatch too)
 	@$(PY) -m codetune.slurm render --recipe $(or $(RECIPE),$(call recipe,$(STAGE))) --nodes $(NODES) --cluster $(CLUSTER) \

@@ -21,6 +21,7 @@ import torch
 from codetune import adapter, lora, rope
 from codetune.artifacts import MANIFEST, Rows, model_hash, read_json
 from codetune.recipe import Recipe
+from codetune.shape import shape_of
 from codetune.tokens import Codec, open_codec
 
 logger = logging.getLogger(__name__)
@@ -240,26 +241,9 @@ def _document_spans(position_ids_T: torch.Tensor) -> list[tuple[int, int]]:
 # Arithmetic
 
 
-def training_flops_per_token(config: Any, sequence_tokens: int, adapter_weights: int | None = None) -> int:
-    """Floating-point operations of forward and backward per token: 6 per weight in a matmul, and causal attention.
-
-    With `adapter_weights` in adapters the others have no gradient of their own: 4 per weight, and 6 per adapter's weight.
-
-    Attention counts half of `sequence_tokens` keys per query on average (causal), as if a row were one document: where
-    documents are isolated the true number is smaller. The embedding is a look-up and counts nothing; recomputation under
-    activation checkpointing is not counted (it is not useful work).
-
-    Example: hidden 4, 1 layer, 1 head, intermediate 8, vocabulary 10, 6 tokens: weights 4*4*4 + 3*4*8 + 10*4 = 200,
-    attention 2 * 2 * 4 * (6 / 2) = 48 forward; 6 * 200 + 3 * 48 = 1344
-    """
-    text = config.get_text_config()
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    queries, keys = text.num_attention_heads * head_size, text.num_key_value_heads * head_size
-    per_layer = text.hidden_size * (2 * queries + 2 * keys) + 3 * text.hidden_size * text.intermediate_size
-    weights = text.num_hidden_layers * per_layer + text.vocab_size * text.hidden_size
-    attention = text.num_hidden_layers * 2 * 2 * queries * sequence_tokens // 2
-    matmuls = 6 * weights if adapter_weights is None else 4 * weights + 6 * adapter_weights
-    return matmuls + 3 * attention
+def training_flops_per_token(config: Any, sequence_tokens: int) -> int:
+    """Floating-point operations of forward and backward per token, by `ModelShape.training_flops_per_token`."""
+    return shape_of(config).training_flops_per_token(sequence_tokens)
 
 
 @dataclass(frozen=True)

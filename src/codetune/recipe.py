@@ -30,7 +30,7 @@ SOURCE_KINDS = ("hub", "parquet", "jsonl", "folder", "installed", "generated")
 
 KEY_TOKENS = 64  # a prompt with a key, the question and something between them
 # Keys of the data section that change no byte of the rows: notes, names of groups in reports, where lanes run.
-DECIDE_NO_ROW = ("license_note", "access_note", "group", "executor", "allow_unpinned")
+DECIDE_NO_ROW = ("size_tokens", "license_note", "access_note", "group", "executor", "allow_unpinned")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sections. `metadata` carries the range that the loader checks; the comment carries the unit and the meaning.
@@ -79,12 +79,13 @@ class SourceSettings:
     max_passes: int | None = _number(None, low=1)  # the build stops with an error where one more pass would begin
     fim_rate: float | None = _number(None, low=0.0, high=1.0)  # none: the stage's
     long_share: float | None = _number(None, low=0.0, high=1.0)  # of its tokens; none: that of `data.long_documents`
+    size_tokens: int | None = _number(None, low=1)  # of one pass, roughly; `make plan` divides by it; none: unknown
     license_note: str | None = None  # the licence of the data set, for the model card
     access_note: str | None = None  # what must be accepted or asked for before it can be read
 
 
 _ANY_KIND = ("kind", "share", "group", "max_document_bytes", "segment_characters", "repeat", "max_passes", "fim_rate")
-_ANY_KIND += ("long_share", "license_note", "access_note")
+_ANY_KIND += ("long_share", "size_tokens", "license_note", "access_note")
 _TABLE = ("path", "text_column", "id_column", "group_column", "language_column", "license_column", "languages", "licenses")
 SOURCE_KEYS = {  # the keys that count, by kind; any other would be read and do nothing
     "hub": (*_ANY_KIND, *_TABLE, "revision", "config", "data_dir", "split"),
