@@ -20,7 +20,6 @@ from typing import Any
 from bench.toy_run import (
     BATCH_ROWS,
     BATCH_TOKENS,
-    GROUP_ROWS,
     environment,
     largest_difference,
     launch,
@@ -29,7 +28,7 @@ from bench.toy_run import (
     make_run,
     rows_of_steps,
 )
-from codetune.artifacts import newest_valid_checkpoint, row_order
+from codetune.artifacts import newest_valid_checkpoint, open_rows, row_order
 from codetune.recipe import load_recipe
 
 MINUTES = 6
@@ -59,7 +58,8 @@ def main() -> None:
         parent = make_parent(folder / "parent", vocabulary=2048)
         alone = make_run(folder / "alone", parent, STEPS, **training)
         launch("cpu", 1, alone)
-        order = row_order(load_recipe(alone).seed, GROUP_ROWS, 0, STEPS * BATCH_ROWS).tolist()
+        recipe = load_recipe(alone)
+        order = row_order(recipe.seed, open_rows(recipe.rows_dir).block_rows, 0, STEPS * BATCH_ROWS).tolist()
         wanted = {step: set(order[(step - 1) * BATCH_ROWS :][:BATCH_ROWS]) for step in range(1, STEPS + 1)}
         for layout in LAYOUTS:
             path = make_run(folder / layout, parent, STEPS, **training)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.toy_run import BATCH_ROWS, largest_difference, launch, make_parent, make_run
-from codetune.artifacts import row_order
+from codetune.artifacts import open_rows, row_order
 from codetune.recipe import load_recipe
 
 MINUTES = 3
@@ -33,8 +33,8 @@ def main() -> None:
         parent = make_parent(folder / "parent", vocabulary=2048)
         alone = make_run(folder / "alone", parent, STEPS)
         recipe = load_recipe(alone)
-        block = 32  # rows of a block, as toy rows are packed
-        row = row_order(recipe.seed, block, 0, STEPS * BATCH_ROWS).tolist()[POISONED_STEP * BATCH_ROWS - 1]
+        block_rows = open_rows(recipe.rows_dir).block_rows
+        row = row_order(recipe.seed, block_rows, 0, STEPS * BATCH_ROWS).tolist()[POISONED_STEP * BATCH_ROWS - 1]
         launch("cpu", 1, alone, poison=row)
         for layout in LAYOUTS:
             path = make_run(folder / layout, parent, STEPS)

@@ -26,6 +26,7 @@ from codetune.tokens import open_codec
 
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH_ROWS, POISONED_STEP, STOP = 8, 4, 3, 4
+LANES = 2  # of toy rows, whose order is drawn among one row of each
 NOISE = 1e-6  # of weights near 0.02 after eight steps of 5e-3; two orders of adding up are 1.5e-7 apart here
 LAYOUTS = [
     pytest.param("ddp", marks=pytest.mark.xdist_group("ddp")),
@@ -65,7 +66,7 @@ def launch_jobs(config: str, ranks: int, folder: Path, jobs: list[dict[str, Any]
 
 def poisoned_row() -> int:
     """A row in the third step's last micro-batch, which is the second rank's alone."""
-    return row_order(7, 2, 0, STEPS * BATCH_ROWS).tolist()[POISONED_STEP * BATCH_ROWS - 1]
+    return row_order(7, LANES, 0, STEPS * BATCH_ROWS).tolist()[POISONED_STEP * BATCH_ROWS - 1]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -148,7 +149,7 @@ def test_two_ranks_learn_what_one_learns(layout: str, runs: Callable[[str], Any]
     ours, reference = runs(layout)["straight"], alone["straight"]
     assert losses_of(ours.run_dir) == pytest.approx(losses_of(reference.run_dir), rel=1e-5)
     assert rows_of(runs(layout)["folder"] / "rows", 2) == {
-        step: set(row_order(7, 2, (step - 1) * BATCH_ROWS, BATCH_ROWS).tolist()) for step in range(1, STEPS + 1)
+        step: set(row_order(7, LANES, (step - 1) * BATCH_ROWS, BATCH_ROWS).tolist()) for step in range(1, STEPS + 1)
     }
     expected, weights = weights_of(reference.model_dir), weights_of(ours.model_dir)
     assert set(weights) == set(expected)
@@ -223,7 +224,7 @@ def test_a_run_of_two_ranks_goes_on_with_one_on_the_same_batches(layout: str, ru
         assert why_invalid(checkpoint) is None
     assert f"going on from {checkpoint}" in out
     assert rows_of(folder / "later", 1) == {
-        step: set(row_order(7, 2, (step - 1) * BATCH_ROWS, BATCH_ROWS).tolist()) for step in range(STOP + 1, STEPS + 1)
+        step: set(row_order(7, LANES, (step - 1) * BATCH_ROWS, BATCH_ROWS).tolist()) for step in range(STOP + 1, STEPS + 1)
     }
     assert losses_of(recipe.run_dir) == pytest.approx(losses_of(made["straight"].run_dir), rel=1e-5)
     expected, weights = weights_of(made["straight"].model_dir), weights_of(recipe.model_dir)
