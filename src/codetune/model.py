@@ -241,9 +241,17 @@ def _document_spans(position_ids_T: torch.Tensor) -> list[tuple[int, int]]:
 # Arithmetic
 
 
-def training_flops_per_token(config: Any, sequence_tokens: int) -> int:
-    """Floating-point operations of forward and backward per token, by `ModelShape.training_flops_per_token`."""
-    return shape_of(config).training_flops_per_token(sequence_tokens)
+def training_flops_per_token(config: Any, sequence_tokens: int, adapter_weights: int | None = None) -> int:
+    """Floating-point operations of forward and backward per token, by `ModelShape.training_flops_per_token`.
+
+    Where only adapters are trained, the model's own weights need no gradient: 4 each instead of 6, and 6 per weight of
+    the adapters.
+    """
+    shape = shape_of(config)
+    flops = shape.training_flops_per_token(sequence_tokens)
+    if adapter_weights is None:
+        return flops
+    return flops - 2 * (shape.layers * shape.layer_matrices + shape.table_parameters) + 6 * adapter_weights
 
 
 @dataclass(frozen=True)
