@@ -345,6 +345,22 @@ def settle_engine(model: Any, decay_of_groups: Sequence[float]) -> None:
             state["step"] = state["step"].clone()
 
 
+@contextlib.contextmanager
+def whole_on_this_rank() -> Iterator[None]:
+    """Models that are made or loaded while the block runs are whole, by this rank alone.
+
+    Under ZeRO-3 the library would share them out, which all ranks must take part in.
+    """
+    from transformers.integrations import deepspeed
+
+    known = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = known
+
+
 def leave_out_step(model: Any) -> None:
     """Make the update of a step that is not finite do nothing, state of the optimizer included.
 

@@ -248,7 +248,7 @@ def save_merged(
     config = type(base.config).from_dict(base.config.to_dict())
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with torch.device("meta"):
+    with adapter.whole_on_this_rank(), torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
     plain.generation_config = base.generation_config
     plain.save_pretrained(folder, state_dict=merged, max_shard_size=adapter.EXPORT_SHARD_SIZE)
@@ -307,7 +307,8 @@ def check_merged(
     """
     from transformers import AutoModelForCausalLM
 
-    merged = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    with adapter.whole_on_this_rank():
+        merged = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     logits_BTV = merged(input_ids=ids_BT, use_cache=False).logits.float()
     scale = max(1.0, with_adapter_BTV.abs().max().item())
     check = MergeCheck(
