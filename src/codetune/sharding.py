@@ -245,12 +245,13 @@ def settle_accelerator(
     accelerator: Any, recipe: Recipe, asked: Layout, checkpoint: Path | None, written: Mapping[str, Any] | None
 ) -> None:
     """What must be said before the model is shared out, and the launcher's file cannot know."""
-    if asked.kind == "fsdp2" and accelerator.state.fsdp_plugin.mixed_precision_policy is not None:
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)  # none where Accelerate chose another layout: refused later
+    if asked.kind == "fsdp2" and plugin is not None and plugin.mixed_precision_policy is not None:
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
         # instead of the library's, which adds gradients up in bf16 and rounds losses to it (7.6463 to 7.6562)
-        dtype = accelerator.state.fsdp_plugin.mixed_precision_policy.param_dtype
-        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32)
+        dtype = plugin.mixed_precision_policy.param_dtype
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32)
     if asked.sequence_ranks > 1:
         accelerator.parallelism_config.sp_handler.sp_attn_implementation = recipe.model.attention
     if checkpoint is not None and written and asked.kind.startswith("zero") and written["ranks"] != asked.ranks:

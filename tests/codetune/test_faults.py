@@ -216,7 +216,7 @@ def test_a_time_budget_ends_the_run_in_time_with_a_checkpoint(
     make_run: Callable[..., Path], start: Callable[..., Any], straight: Path
 ) -> None:
     recipe = load_recipe(path := make_run(**LONG))
-    process = start(path, "--minutes", "0.5", evaluation=1.0)  # half a minute, and ten evaluations of several seconds
+    process = start(path, "--minutes", "0.5", evaluation=3.0)  # half a minute, and ten evaluations of several seconds
     begin = time.monotonic()
     process.join()
     assert time.monotonic() - begin < 30

@@ -221,7 +221,6 @@ def test_a_run_of_two_ranks_goes_on_with_one_on_the_same_batches(layout: str, ru
     if zero:
         assert f"checkpoint-{STOP} was written by 2 rank(s) under {layout}, and this is 1" in out
         assert f"Convert them once (python -m codetune.sharding {checkpoint})" in out
-        assert why_invalid(checkpoint) is None
     assert f"going on from {checkpoint}" in out
     assert rows_of(folder / "later", 1) == {
         step: set(row_order(7, LANES, (step - 1) * BATCH_ROWS, BATCH_ROWS).tolist()) for step in range(STOP + 1, STEPS + 1)
