@@ -51,7 +51,7 @@ def settle() -> None:
         )
     if _says("ACCELERATE_USE_DEEPSPEED"):
         # subtle: without `use_cpu`, see below, bf16 is refused where there is no GPU; `use_bf16` has asked the machine
-        vars(training_args)["is_torch_bf16_gpu_available"] = lambda: True
+        training_args.__dict__["is_torch_bf16_gpu_available"] = lambda: True
     if _says("ACCELERATE_USE_FSDP") and AcceleratorState.__init__ is ACCELERATE_INIT:
         _let_accelerate_shard_on_cpus()
 
