@@ -9,8 +9,8 @@ measures, with `MINUTES = 3` (what it takes on two CPU cores) at its top. It pri
 end with one line of JSON, the figures. A script that exits with an error has no result.
 
 What goes out: `bench/results/NAME.json`: figures and printed text, date, seconds, machine, versions, commit, and `code`, a
-hash of everything the figure depends on (sources, recipes, pinned packages, the script). A commit that touches none of these
-leaves a result valid; a change that is not committed yet makes it void.
+hash of everything the figure depends on: the script and each module of ours that it leads to, recipes of the stages it
+names, pinned packages. A commit that touches none of these leaves a result valid; a change not committed yet makes it void.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -79,21 +80,64 @@ def _constant(tree: ast.Module, name: str) -> float | None:
 
 
 def code_hash(benchmark: Benchmark, root: Path = ROOT) -> str:
-    """A hash of the sources, the recipes, the pinned packages and the script, as they lie on disk."""
+    """A hash of what the figure depends on, as it lies on disk."""
     digest = hashlib.sha256()
-    for path in sorted({benchmark.path, *_dependencies(root)}):
+    for path in dependencies(benchmark, root):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
-def _dependencies(root: Path) -> Iterator[Path]:
-    for folder, pattern in (("src", "*.py"), ("data_pipelines", "*.py"), ("eval", "*.py"), ("recipes", "*.yaml")):
-        yield from (root / folder).rglob(pattern)
-    yield root / "constraints.txt"
-    for path in (root / "bench").glob("*.py"):  # what scripts share
-        if path.stem not in NO_SCRIPTS and MAIN not in path.read_text(encoding="utf-8"):
-            yield path
+def dependencies(benchmark: Benchmark, root: Path = ROOT) -> list[Path]:
+    """The script, every module of ours that it leads to, recipes of the stages that it names, and the pinned packages.
+
+    A module leads to what it imports; the script and helpers beside it also to what is a word in their strings: a module
+    that they start (`codetune.train`, `bench/rank_job.py`), and a folder of `recipes/` with what its recipes extend. A word
+    too many makes a result void too often, never too seldom.
+    """
+    found, waiting, words = set[Path](), [benchmark.path], set[str]()
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        names, said = _named(ast.parse(path.read_text(encoding="utf-8")))
+        if path.parent == benchmark.path.parent:
+            words |= said
+            names |= said
+        for name in names:
+            waiting.extend(_modules(name, root))
+    folders = {path.name for path in (root / "recipes").glob("*") if path.name in words}
+    while True:
+        recipes = [path for folder in folders for path in (root / "recipes" / folder).rglob("*.yaml")]
+        more = {name for path in recipes for name in re.findall(r"\.\./([\w-]+)/", path.read_text(encoding="utf-8"))}
+        if more <= folders:
+            return sorted(found | set(recipes) | {root / "constraints.txt"})
+        folders |= more
+
+
+def _named(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """Modules that are imported, by every prefix that may be one; and words in strings."""
+    names, words = set[str](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words |= set(re.findall(r"[\w-]+(?:\.[\w-]+)*", node.value))
+    return names, words
+
+
+def _modules(name: str, root: Path) -> Iterator[Path]:
+    """Files of ours behind a dotted name, its packages among them, or a script of `bench/` by its file's name."""
+    if name.endswith(".py"):
+        name = f"bench.{name.removesuffix('.py')}"
+    parts = name.split(".")
+    for base in (root / "src", root):
+        for count in range(1, len(parts) + 1):
+            path = base.joinpath(*parts[:count])
+            yield from (found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file())
 
 
 def commit(root: Path = ROOT) -> str | None:

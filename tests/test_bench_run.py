@@ -9,23 +9,35 @@ from bench import run
 SCRIPT = '''"""Nothing, measured."""
 
 MINUTES = 0.1
+RECIPE = "recipes/lcft/tiny.yaml"
+STARTED = ["-m", "data_pipelines.build"]
 
 if __name__ == "__main__":
     print("all well")
     print('RESULT {"figure": 1.5}')
 '''
+FILES = {
+    "src/codetune/__init__.py": "",
+    "src/codetune/recipe.py": "A = 1\n",
+    "src/codetune/publish.py": "B = 1\n",
+    "data_pipelines/__init__.py": "",
+    "data_pipelines/build.py": "from codetune import recipe\n",
+    "recipes/lcft/tiny.yaml": "extends: [../stage1/tiny.yaml]\n",
+    "recipes/stage1/tiny.yaml": "seed: 1\n",
+    "recipes/eval/tiny.yaml": "seed: 1\n",
+    "bench/nothing.py": SCRIPT,
+    "bench/run.py": SCRIPT,
+    "bench/helper.py": '"""Shared by scripts."""\nMINUTES = 3\n',
+    "constraints.txt": "numpy==2.4.6\n",
+}
 
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one source file and one script."""
-    for folder in ("src", "data_pipelines", "eval", "recipes", "bench"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "constraints.txt").write_text("numpy==2.4.6\n")
-    (tmp_path / "src" / "a.py").write_text("A = 1\n")
-    (tmp_path / "bench" / "nothing.py").write_text(SCRIPT)
-    (tmp_path / "bench" / "helper.py").write_text('"""Shared by scripts."""\nMINUTES = 3\n')
-    (tmp_path / "bench" / "run.py").write_text(SCRIPT)
+    """A repository with one script, which starts a module by name, which imports another."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.setattr(run, "RESULTS", tmp_path / "bench" / "results")
     monkeypatch.setattr(run.code_hash, "__defaults__", (tmp_path,))
@@ -51,7 +63,17 @@ def test_a_result_keeps_figures_machine_and_code(house: Path) -> None:
     assert run.valid_result(only(house)) == result
 
 
-@pytest.mark.parametrize("changed", ["src/a.py", "constraints.txt", "bench/nothing.py", "bench/helper.py"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "src/codetune/recipe.py",
+        "data_pipelines/build.py",
+        "constraints.txt",
+        "bench/nothing.py",
+        "recipes/lcft/tiny.yaml",
+        "recipes/stage1/tiny.yaml",
+    ],
+)
 def test_a_result_is_void_once_what_it_depends_on_has_changed(house: Path, changed: str) -> None:
     run.measure(only(house))
     with (house / changed).open("a") as file:
@@ -61,7 +83,8 @@ def test_a_result_is_void_once_what_it_depends_on_has_changed(house: Path, chang
 
 def test_a_result_outlives_changes_elsewhere(house: Path) -> None:
     run.measure(only(house))
-    (house / "README.md").write_text("words")
+    for name in ("README.md", "src/codetune/publish.py", "recipes/eval/tiny.yaml"):
+        (house / name).write_text("other = 'words'")
     assert run.valid_result(only(house)) is not None
 
 
