@@ -10,19 +10,16 @@ the arms without infilling. One seed; differences below 0.03 nats are undecided.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from codetune.artifacts import HELD_OUT, fail, read_held_out, read_json
+from bench.stage_runs import BASE, build_and_train, need_base
+from codetune.artifacts import HELD_OUT, read_held_out, read_json
 from codetune.recipe import load_recipe
 
 MINUTES = 22
 RUNS = Path("runs/bench-long-context")
-BASE = Path("runs/tiny/base/model")
 LENGTHS = (192, 256, 512, 1024, 1536, 2048, 4096, 6144)
 TARGET_TOKENS = 128
 TRAINED, LONG = 256, 1024
@@ -42,12 +39,7 @@ def run(recipe: str) -> None:
     settings = [f"runs={RUNS}", "probes.infill_prompts=0", "probes.key_lengths=[]", "probes.context_lengths=[]"]
     if recipe.startswith("stage1"):
         settings.append(f"parent={BASE.resolve()}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
-    for module, more in (("data_pipelines.build", ["--workers", "1"]), ("codetune.train", [])):
-        command = [sys.executable, "-m", module, "--recipe", path, "--set", *settings, *more]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            fail(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+    build_and_train(path, settings)
     print(f"{recipe}: done", flush=True)
 
 
@@ -70,8 +62,7 @@ def main() -> None:
     from codetune.long_probes import context_losses
     from codetune.probes import held_out_losses, source_groups
 
-    if not (BASE / "manifest.json").is_file():
-        fail(f"{BASE}: not there; run `make base` first")
+    need_base()
     with ThreadPoolExecutor(2) as pool:
         for wave in WAVES:
             list(pool.map(run, wave))

@@ -25,6 +25,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -191,7 +192,7 @@ def measure(benchmark: Benchmark) -> dict[str, Any]:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
-            printed.append(line.rstrip("\n"))
+            printed.append(_without_places(line.rstrip("\n")))
     if process.returncode != 0:
         raise ValueError(f"bench/{benchmark.name}.py ended with exit code {process.returncode}; no result was written")
     if code_hash(benchmark) != before:
@@ -213,6 +214,11 @@ def measure(benchmark: Benchmark) -> dict[str, Any]:
     write_json(benchmark.result_path, result)
     print(f"bench: {benchmark.result_path.relative_to(ROOT)}, {result['seconds']:g} s")
     return result
+
+
+def _without_places(line: str) -> str:
+    """A line that tells nothing of where this machine keeps its files."""
+    return line.replace(f"{ROOT}{os.sep}", "").replace(tempfile.gettempdir(), "TMP")
 
 
 def _figures(printed: list[str]) -> tuple[Any, list[str]]:

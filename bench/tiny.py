@@ -10,21 +10,18 @@ limit is not a stop).
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from bench.run import Benchmark, code_hash
-from codetune.artifacts import HELD_OUT, fail, read_held_out, read_json
+from bench.stage_runs import BASE, build_and_train, need_base
+from codetune.artifacts import HELD_OUT, read_held_out, read_json
 from codetune.recipe import Recipe, load_recipe
 
 MINUTES = 35
 RECIPE = "recipes/stage1/tiny.yaml"
-BASE = Path("runs/tiny/base/model")
 SEEDS = (0, 1, 2)
 ARMS = {"infilling": 0.9, "plain only": 0.0}
 CODE = code_hash(Benchmark("tiny", Path(__file__), "", MINUTES))
@@ -36,17 +33,10 @@ def overrides(seed: int, rate: float) -> list[str]:
 
 
 def run(seed: int, rate: float) -> dict[str, Any]:
-    """Build and train, or find it done; the manifest of the finished model."""
-    settings = overrides(seed, rate)
-    recipe = load_recipe(RECIPE, settings)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
-    for module, more in (("data_pipelines.build", ["--workers", "1"]), ("codetune.train", [])):
-        command = [sys.executable, "-m", module, "--recipe", RECIPE, "--set", *settings, *more]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            fail(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+    """The manifest of the finished model."""
+    manifest = build_and_train(RECIPE, overrides(seed, rate))
     print(f"seed {seed}, infill rate {rate:g}: done", flush=True)
-    return read_json(recipe.model_dir / "manifest.json")
+    return manifest
 
 
 def base_figures(recipe: Recipe) -> dict[str, float]:
@@ -66,8 +56,7 @@ def mean_and_range(values: list[float]) -> str:
 
 
 def main() -> None:
-    if not (BASE / "manifest.json").is_file():
-        fail(f"{BASE}: not there; run `make base` first")
+    need_base()
     jobs = [(seed, arm) for seed in SEEDS for arm in ARMS]
     with ThreadPoolExecutor(2) as pool:
         manifests = list(pool.map(lambda job: run(job[0], ARMS[job[1]]), jobs))

@@ -8,12 +8,14 @@ from bench import run
 
 SCRIPT = '''"""Nothing, measured."""
 
+import os, tempfile
+
 MINUTES = 0.1
 RECIPE = "recipes/lcft/tiny.yaml"
 STARTED = ["-m", "data_pipelines.build"]
 
 if __name__ == "__main__":
-    print("all well")
+    print("all well,", os.getcwd() + "/runs, " + tempfile.gettempdir() + "/x")
     print('RESULT {"figure": 1.5}')
 '''
 FILES = {
@@ -57,7 +59,7 @@ def test_scripts_are_found_by_what_they_say_of_themselves(house: Path) -> None:
 def test_a_result_keeps_figures_machine_and_code(house: Path) -> None:
     result = run.measure(only(house))
     assert result["figures"] == {"figure": 1.5}
-    assert result["printed"] == ["all well"]
+    assert result["printed"] == ["all well, runs, TMP/x"]
     assert result["machine"]["cores"] >= 1
     assert result["commit"] is None  # no git here
     assert run.valid_result(only(house)) == result
