@@ -101,7 +101,7 @@ build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup demo base data stage1 python lcft pin plan slurm fim explain spikes probes bench test check format clean need-base
+.PHONY: help setup demo base data stage1 python lcft pin plan slurm fim explain spikes probes sandbox bench test check format clean need-base
 
 help: ## these lines
 	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
@@ -208,6 +208,9 @@ spikes: $(SET_UP) ## print the rows of steps whose loss leapt or that were left 
 
 probes: $(SET_UP) ## losses, infilling, growing context and keys of a stage's checkpoint (STAGE=lcft; ROWS=: documents of another)
 	@$(PY) -m codetune.probes --checkpoint $(RUNS)/$(SIZE)/$(call run_name,$(STAGE))/model --rows $(RUNS)/$(SIZE)/$(or $(ROWS),$(call run_name,$(STAGE)))/rows
+
+sandbox: $(SET_UP) ## which isolation of untrusted programs works on this machine, and why others do not
+	@$(PY) -m codetune.sandbox check
 
 bench: $(SET_UP) $(if $(ONLY),need-base) ## our figures, each against a reference in the same run; ONLY=name measures one, ONLY=all every one (FORCE=1 again)
 	@$(PY) -m bench.run $(ONLY) $(if $(filter 1,$(FORCE)),--force)
