@@ -184,7 +184,10 @@ FILES = {
     "reads the environment of its parent": leaks("open(f'/proc/{os.getppid()}/environ').read()"),
     "reads every environment": leaks("[open(f'/proc/{p}/environ').read() for p in os.listdir('/proc') if p.isdigit()]"),
     "looks for the secret everywhere": tried(
-        "for folder, _, names in os.walk('/'):\n    if folder.startswith(('/usr', '/proc', '/lib', '/sys', sys.base_prefix)): continue\n    for name in names:\n"
+        "for folder, below, names in os.walk('/'):\n"
+        "    if folder.startswith(('/usr', '/proc', '/lib', '/sys', sys.base_prefix)) or 'site-packages' in folder:\n"
+        "        below.clear()\n"
+        "    for name in names:\n"
         "        if name == 'secret.txt':\n            print(open(os.path.join(folder, name)).read())"
     ),
     "reads the home folder": leaks("os.listdir('@HOME@')") + "\n",

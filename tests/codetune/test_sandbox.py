@@ -41,6 +41,7 @@ from codetune.sandbox import (
     Verdict,
     choose_isolation,
     probe,
+    readable_by_others,
     run_program,
     run_programs,
     suspected,
@@ -113,6 +114,48 @@ def test_landlock_alone_contains_them_too(watch: Watch) -> None:
     with Sandbox("landlock", workers=2) as sandbox:
         assert wrong_ones(sandbox, watch, chosen) == []
     assert watch.left_behind(before) == []
+
+
+def usable(interpreter: str) -> bool:
+    """Whether an ordinary user can start this interpreter, and it is new enough; the sandbox needs nothing else."""
+    if not os.access(interpreter, os.X_OK) or not readable_by_others([interpreter]):
+        return False
+    code = "import sys; sys.exit(sys.version_info < (3, 11))"
+    return subprocess.run([interpreter, "-S", "-c", code], check=False).returncode == 0
+
+
+@needs_isolation
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("isolation", [tier for tier in WORKS if tier != "bubblewrap"])
+def test_an_ordinary_user_is_isolated_too(isolation: str) -> None:
+    """The path of users without rights: their own numbers in the namespace, no memory groups."""
+    source = Path(sandbox_module.__file__).parents[1]
+    interpreter = next((path for path in map(os.path.realpath, (sys.executable, "/usr/bin/python3")) if usable(path)), None)
+    if interpreter is None or not readable_by_others([str(source / "codetune")]):
+        pytest.skip("sources, or every interpreter, lie where only root can read")
+    programs = [RIGHT, "import sys\nsys.exit(0)\n", f"import os\nos.listdir({str(Path.home())!r})\n"]
+    code = (
+        "import os\nfrom codetune.sandbox import Job, Limits, Sandbox\nassert os.geteuid() == 65534\n"
+        f"with Sandbox({isolation!r}, workers=1) as box:\n"
+        f"    for program in {programs!r}:\n"
+        f"        result = box.run(Job(program, {TESTS!r}, 'add', limits=Limits(wall_seconds=20)))\n"
+        "        print(result.verdict, result.reason, result.isolation)\n"
+    )
+    done = subprocess.run(
+        [interpreter, "-s", "-S", "-c", code],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd="/",
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == [
+        f"pass tests-completed {isolation}",
+        f"fail early-exit {isolation}",
+        f"fail exception {isolation}",
+    ], done.stderr
 
 
 @pytest.mark.skipif("bubblewrap" not in WORKS, reason="bubblewrap is not installed, or may not make namespaces here")
