@@ -42,7 +42,7 @@ from codetune.artifacts import (
     why_invalid,
 )
 from codetune.recipe import BaseSettings, Recipe, load_recipe
-from codetune.rope import write_older_dialect
+from codetune.rope import check_frequencies, write_older_dialect
 from codetune.tokens import open_codec
 from codetune.vocabulary import (
     BEGIN,
@@ -419,7 +419,10 @@ def _verify(made: Made, folder: Path) -> None:
         problems.append(f"the infilling tokens have the ids {infill} instead of {made.growth.infill_ids}")
     if config.get_text_config().vocab_size != made.growth.rows:
         problems.append(f"config.json says {config.get_text_config().vocab_size} rows instead of {made.growth.rows}")
-    problems += _rope_problems(made.model, config)
+    try:
+        check_frequencies(made.model, config, changed=False)
+    except AssertionError as error:
+        problems.append(str(error))
     if problems:
         raise ValueError(f"the checkpoint does not read back as it was written: {'; '.join(problems)}")
 
@@ -427,20 +430,6 @@ def _verify(made: Made, folder: Path) -> None:
 def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     """As the tokenizer gives them by itself, control tokens included; no warning about texts longer than the context."""
     return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(texts)]
-
-
-def _rope_problems(model: PreTrainedModel, config: Any) -> list[str]:
-    """Whether the model as built and the model as it will be built from config.json turn at the same frequencies."""
-    import torch
-
-    rotary: Any = next((module for module in model.modules() if hasattr(module, "inv_freq")), None)
-    rope = getattr(config, "rope_parameters", None)
-    if rotary is None or not rope or rope.get("rope_type") != "default":
-        return []
-    size = 2 * len(rotary.inv_freq)
-    meant = 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
-    same = torch.allclose(rotary.inv_freq.double(), meant, rtol=1e-5)
-    return [] if same else [f"the model's RoPE frequencies are not those of base {rope['rope_theta']:g}"]
 
 
 def _manifest(made: Made, recipe: Recipe) -> dict[str, Any]:

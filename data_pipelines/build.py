@@ -44,7 +44,7 @@ from codetune.artifacts import (
     write_json,
 )
 from codetune.lengths import LengthCounts, length_table
-from codetune.recipe import DECIDE_NO_ROW, DataSettings, Recipe, SourceSettings, load_recipe
+from codetune.recipe import DECIDE_NO_ROW, DataSettings, Recipe, SourceSettings, load_recipe, recipe_from_dict
 from codetune.rope import check_positions
 from codetune.tokens import Codec, open_codec
 from data_pipelines.documents import Document, Drops, SourcePlan, plan_source
@@ -168,7 +168,7 @@ def check_parent(recipe: Recipe, codec: Codec) -> None:
             or the parent was trained on documents that this stage would measure on.
     """
     data = recipe.need_data()
-    if max([data.fim.rate, *(source.fim_rate or 0.0 for source in data.sources.values())]) > 0.0:
+    if data.infills:
         codec.need_infill()
     config, known = (Path(recipe.parent_path) / name for name in ("config.json", MANIFEST))
     manifest = read_json(known) if known.is_file() else {}
@@ -620,9 +620,10 @@ def mix_table(manifest: dict[str, Any]) -> str:
         groups[source["group"]] = groups.get(source["group"], 0.0) + source["share_realised"]
     lines.append("groups: " + ", ".join(f"{name} {share:.2%}" for name, share in groups.items()))
     fits = sum(source["documents_fitting"] for source in manifest["sources"].values())
+    data = recipe_from_dict(manifest["recipe"], "manifest.json").need_data()
     infilled = sum(source["layouts"]["psm"] + source["layouts"]["spm"] for source in manifest["sources"].values())
     for name, source in manifest["sources"].items():
-        if not source["documents_fitting"] and _rate(manifest["recipe"]["data"], name) > 0.0:
+        if not source["documents_fitting"] and data.fim_rate(name) > 0.0:
             lines.append(
                 f"no document of {name} fits in a row, so none was infilled; set data.sources.{name}.segment_characters, or "
                 "write longer rows"
@@ -637,12 +638,6 @@ def mix_table(manifest: dict[str, Any]) -> str:
             f"dropped from {name}: " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
         )
     return "\n".join(lines)
-
-
-def _rate(data: dict[str, Any], source: str) -> float:
-    """The infill rate of one source in the data section of a recipe."""
-    own = data["sources"][source]["fim_rate"]
-    return data["fim"]["rate"] if own is None else own
 
 
 def explain_row(rows: Rows, number: int) -> str:

@@ -72,7 +72,7 @@ class SourceStream:
         self.plan = plan
         self.codec = codec
         self.fim = fim
-        self.rate = fim.rate if plan.settings.fim_rate is None else plan.settings.fim_rate
+        self.rate = fim.rate_of(plan.settings)
         self.seed = seed
         self.row_tokens = row_tokens
         self.lane, self.lanes = lane, lanes

@@ -89,8 +89,7 @@ def check_parent(recipe: Recipe, parent: Parent, rows: Rows) -> None:
             f"{rows.path} was built with another tokenizer ({rows.manifest['tokenizer']}) than the parent's "
             f"{parent.path} ({parent.codec.fingerprint}); build the rows again with `make data`"
         )
-    rates = [data.fim.rate if source.fim_rate is None else source.fim_rate for source in data.sources.values()]
-    if max(rates) > 0 and parent.codec.infill is None:
+    if data.infills and parent.codec.infill is None:
         raise ValueError(
             f"`data.fim.rate` is above 0, but {parent.path} has no infilling tokens; make a base that has them (make base, "
             "`base.infill_tokens: true`), or set the rate to 0"

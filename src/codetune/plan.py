@@ -182,7 +182,7 @@ def _shape_without_context(recipe: Recipe, recipes: Path) -> tuple[ModelShape, s
         rows, hidden, layers, heads, intermediate, context = (getattr(base, name) for name in names)
         kv_heads = base.kv_heads or heads
         return ModelShape(hidden, layers, heads, kv_heads, intermediate, rows, context, hidden // heads), str(path)
-    infill = base.infill_tokens if base is not None else _infills(recipe)
+    infill = base.infill_tokens if base is not None else recipe.need_data().infills
     shape = known_shape(recipe.size, infill)
     if shape is None:
         raise ValueError(
@@ -190,11 +190,6 @@ def _shape_without_context(recipe: Recipe, recipes: Path) -> tuple[ModelShape, s
             f"config.json; make or fetch the parent first, or give a folder with its config.json as `parent`"
         )
     return shape, f"the table of sizes, {shape.vocabulary:,} pieces"
-
-
-def _infills(recipe: Recipe) -> bool:
-    data = recipe.need_data()
-    return max([data.fim.rate, *(source.fim_rate or 0.0 for source in data.sources.values())]) > 0
 
 
 def _lora(recipe: Recipe, shape: ModelShape) -> Lora | None:
@@ -440,7 +435,7 @@ def find_conflicts(recipe: Recipe, shape: ModelShape, cluster: Cluster, choice: 
             f"`data.sequence_tokens` is {data.sequence_tokens}, but the model has {shape.context} positions; write at most "
             f"{shape.context}, or make the context longer with the lcft stage"
         )
-    if _infills(recipe) and shape.vocabulary == 32000:
+    if recipe.need_data().infills and shape.vocabulary == 32000:
         conflicts.append(
             "`data.fim.rate` is above 0, but this base has no infilling tokens; set it to 0, or make a base that has them"
         )

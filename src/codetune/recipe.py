@@ -104,6 +104,10 @@ class FimSettings:
     rate: float = _number(0.9, low=0.0, high=1.0)  # of the documents that fit whole in a row
     spm_rate: float = _number(0.5, low=0.0, high=1.0)  # of the infilled ones; the rest are PSM
 
+    def rate_of(self, source: SourceSettings) -> float:
+        """The rate of one source: its own, or the stage's."""
+        return self.rate if source.fim_rate is None else source.fim_rate
+
 
 @dataclass(frozen=True)
 class PackingSettings:
@@ -148,6 +152,15 @@ class DataSettings:
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     allow_unpinned: bool = False  # read sources whose revision is `unpinned`
     executor: Literal["local"] = "local"  # datatrove's that runs the lanes
+
+    def fim_rate(self, source: str) -> float:
+        """The infill rate of the source of that name."""
+        return self.fim.rate_of(self.sources[source])
+
+    @property
+    def infills(self) -> bool:
+        """Whether some source is infilled, for which a parent needs the infilling tokens."""
+        return any(self.fim_rate(source) > 0.0 for source in self.sources)
 
 
 @dataclass(frozen=True)
