@@ -280,15 +280,22 @@ def test_readme_is_short_and_begins_with_a_command() -> None:
     assert first <= 30
 
 
-def test_the_tree_in_the_readme_is_the_tree() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tree_of_the_house_is_the_tree() -> None:
+    text = (ROOT / "docs/house.md").read_text(encoding="utf-8")
     for path in [
         *(ROOT / "src" / "codetune").glob("*.py"),
         *(ROOT / "data_pipelines").glob("*.py"),
+        *(ROOT / "eval").glob("*.py"),
         *(ROOT / "docs").glob("*.md"),
     ]:
         if path.name != "__init__.py":
-            assert path.name in text, f"README.md's tree lacks {path.relative_to(ROOT)}"
+            assert path.name in text, f"docs/house.md lacks {path.relative_to(ROOT)}"
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{path.name})" in text, f"README.md does not lead to docs/{path.name}"
 
 
 def test_links_between_pages_lead_somewhere() -> None:
