@@ -34,6 +34,7 @@ from codetune import cpu_ranks
 from codetune.adapter import EXPORT_SHARD_SIZE
 from codetune.artifacts import (
     MANIFEST,
+    as_bytes,
     fail,
     read_json,
     seal_folder,
@@ -97,7 +98,7 @@ def make_base(recipe: Recipe) -> Path:
     free = shutil.disk_usage(target.parent).free
     if free < 1.05 * bytes_needed:
         raise ValueError(
-            f"{target}: {free / 2**30:.1f} GiB free, {bytes_needed / 2**30:.1f} GiB needed; free some, or write elsewhere "
+            f"{target}: {as_bytes(free)} free, {as_bytes(bytes_needed)} needed; free some, or write elsewhere "
             "with --set runs=FOLDER"
         )
     with whole_folder(target) as folder:

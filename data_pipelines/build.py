@@ -36,6 +36,7 @@ from codetune.artifacts import (
     LaneWriter,
     PackedRow,
     Rows,
+    as_bytes,
     fail,
     hash_json,
     open_rows,
@@ -250,7 +251,7 @@ def _open_partial(partial: Path, plan: BuildPlan, codec: Codec) -> Path:
     free = shutil.disk_usage(partial).free
     if free < needed:
         raise ValueError(
-            f"{partial}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed; free some, or --set runs=FOLDER"
+            f"{partial}: {as_bytes(free)} free, about {as_bytes(needed)} needed; free some, or --set runs=FOLDER"
         )
     return partial
 

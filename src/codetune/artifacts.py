@@ -525,6 +525,14 @@ def expand_runs(runs: Iterable[int], length: int) -> np.ndarray:
     return mask
 
 
+def as_bytes(count: float) -> str:
+    """Bytes for people.
+
+    Example: 3 * 2**20 -> "3.0 MiB"
+    """
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
 def fail(message: str) -> NoReturn:
     """End a command with one clear message and exit code 2."""
     print(f"error: {message}", file=sys.stderr)

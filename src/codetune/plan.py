@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from codetune.artifacts import MANIFEST, fail, read_json
+from codetune.artifacts import MANIFEST, as_bytes, fail, read_json
 from codetune.gpus import GIB, Cluster, parse_cluster
 from codetune.memory import DEEPSPEED, LAYOUTS, SHARDED_WEIGHTS, Job, Lora, Memory, peak_memory
 from codetune.recipe import Recipe, SourceSettings, did_you_mean_hint, load_recipe
@@ -461,7 +461,8 @@ def find_conflicts(recipe: Recipe, shape: ModelShape, cluster: Cluster, choice: 
     if mask >= GIB // 4:
         notes.append(
             f"{model.attention} holds a mask of {data.sequence_tokens} x {data.sequence_tokens} for each row, "
-            f"{gib(mask)} in all and twice that in each layer; flash_attention_2 with `training.micro_batch_rows` 1 has none"
+            f"{as_bytes(mask)} in all and twice that in each layer; flash_attention_2 with "
+            "`training.micro_batch_rows` 1 has none"
         )
     return conflicts, notes
 
@@ -482,7 +483,7 @@ def verdict_of(plan: Plan) -> str:
             more = f"; that is within the model's error band of {ERROR_BAND:.0%}, so try it before counting on it"
             easier = next((text for text in _changes(plan, with_room=True)), None)
             more += f", or take {easier}" if easier else ""
-        return f"fits: {plan.chosen.name} needs {gib(need)} of {gib(have)}{_each(plan)}{more}"
+        return f"fits: {plan.chosen.name} needs {as_bytes(need)} of {as_bytes(have)}{_each(plan)}{more}"
     advice = list(itertools.islice(_changes(plan), 2))
     others = len(advice) > 1 and LAYOUT_NAMES["zero3_offload"] in advice[0]  # slow: say what else would do
     do = (
@@ -490,7 +491,7 @@ def verdict_of(plan: Plan) -> str:
         if advice
         else f"; nothing here makes it fit, not even {MOST_GPUS} GPUs: take larger ones"
     )
-    return f"does not fit: {plan.chosen.name} needs {gib(need)} of {gib(have)}{_each(plan)}{do}"
+    return f"does not fit: {plan.chosen.name} needs {as_bytes(need)} of {as_bytes(have)}{_each(plan)}{do}"
 
 
 def _each(plan: Plan) -> str:
@@ -542,7 +543,11 @@ def _changes(plan: Plan, with_room: bool = False) -> Iterator[str]:
         for text, change in [("", {}), *tried[:-1]]:
             if choice != plan.chosen and enough(plan.cluster, choice, **change):
                 host = peak_memory(job_of(plan.recipe, plan.shape, plan.cluster, choice, **change)).host_total
-                told = f" ({gib(host * plan.cluster.per_machine)} of CPU memory)" if choice.layout == "zero3_offload" else ""
+                told = (
+                    f" ({as_bytes(host * plan.cluster.per_machine)} of CPU memory)"
+                    if choice.layout == "zero3_offload"
+                    else ""
+                )
                 yield f"{choice.name} on the same GPUs{told}" + (f' with SET="{text}"' if text else "")
                 break
     if plan.cluster.gpu.is_gpu:
@@ -581,10 +586,6 @@ def _more_gpus(plan: Plan, enough: Any) -> Iterator[str]:
 # The report
 
 
-def gib(count: float) -> str:
-    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.1f} MiB"
-
-
 def report(plan: Plan) -> str:
     """The plan for people."""
     return "\n".join([*_head_lines(plan), *_memory_lines(plan), *_cost_lines(plan), *_closing_lines(plan)])
@@ -618,8 +619,11 @@ def _head_lines(plan: Plan) -> list[str]:
 def _memory_lines(plan: Plan) -> list[str]:
     memory = plan.here
     lines = ["", f"memory per {'GPU' if plan.cluster.gpu.is_gpu else 'process'}, at its largest ({memory.moment})"]
-    lines += [f"  {term:<24}{gib(count):>14}" for term, count in memory.terms.items()]
-    lines += [f"  {'together':<24}{gib(memory.total):>14}   of {gib(plan.cluster.gpu.memory_bytes)}", ""]
+    lines += [f"  {term:<24}{as_bytes(count):>14}" for term, count in memory.terms.items()]
+    lines += [
+        f"  {'together':<24}{as_bytes(memory.total):>14}   of {as_bytes(plan.cluster.gpu.memory_bytes)}",
+        "",
+    ]
     terms = ("weights", "gradients", "optimizer", "master copies", "activations", "loss head")
     unit, scale = ("GiB", GIB) if memory.total >= GIB else ("MiB", 2**20)
     names = "".join(f"{term.replace('master copies', 'master'):>12}" for term in terms)
@@ -633,7 +637,8 @@ def _memory_lines(plan: Plan) -> list[str]:
     host = memory.host_total * plan.cluster.per_machine
     besides = [term for term, count in memory.host.items() if term != "weights while loading" and count]
     lines.append(
-        f"  CPU memory, each machine {gib(host):>13}" + f" (weights while loading{''.join(f', {term}' for term in besides)})"
+        f"  CPU memory, each machine {as_bytes(host):>13}"
+        + f" (weights while loading{''.join(f', {term}' for term in besides)})"
     )
     return lines
 
@@ -656,7 +661,7 @@ def _cost_lines(plan: Plan) -> list[str]:
         else:
             lines.append("  cost         PRICE=2.5 (--price-per-gpu-hour) says what a GPU-hour costs")
     lines += [
-        f"  {'disk' if not index else '':<12} {gib(count):>12}  {what}"
+        f"  {'disk' if not index else '':<12} {as_bytes(count):>12}  {what}"
         for index, (what, count) in enumerate(plan.disk.items())
     ]
     return lines
