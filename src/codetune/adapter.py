@@ -258,6 +258,47 @@ def selected_logits(
     return out.logits
 
 
+# Caches of generation: each layer holds keys and values of shape (B, heads, T, head size), the newest column last.
+
+
+def read_prompts(model: Any, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    """The cache of prompts that are padded on the left, and the logits behind them, (B, V)."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()  # without the configuration: every layer keeps all columns, also where attention reads a window
+    position_ids_BT = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
+    given = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT, "position_ids": position_ids_BT}
+    out = model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache, out.logits[:, -1]
+
+
+def next_logits(
+    model: Any, last_B1: torch.Tensor, attention_mask_BT: torch.Tensor, position_ids_B1: torch.Tensor, cache: Any
+) -> torch.Tensor:
+    """Logits behind one more token of each row, (B, V), which the cache has a column of afterwards."""
+    given = {"input_ids": last_B1, "attention_mask": attention_mask_BT, "position_ids": position_ids_B1}
+    return model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+
+def keep_cache_rows(cache: Any, rows: Sequence[int], columns: int) -> None:
+    """Leave these rows, in this order, and the last so many columns."""
+    for layer in cache.layers:
+        index = torch.as_tensor(rows, device=layer.keys.device)
+        layer.keys = layer.keys[..., -columns:, :].index_select(0, index)
+        layer.values = layer.values[..., -columns:, :].index_select(0, index)
+
+
+def join_caches(first: Any, second: Any) -> Any:
+    """Both caches' rows, the shorter ones padded on the left; `first` is changed and given back."""
+    for one, other in zip(first.layers, second.layers, strict=True):
+        longest = max(one.keys.shape[-2], other.keys.shape[-2])
+        for name in ("keys", "values"):
+            parts = [getattr(layer, name) for layer in (one, other)]
+            padded = [nn.functional.pad(part, (0, 0, longest - part.shape[-2], 0)) for part in parts]
+            setattr(one, name, torch.cat(padded))
+    return first
+
+
 def drop_default_printers(trainer: Any) -> None:
     """Take away the library's printing of log dicts; ours prints a line."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback

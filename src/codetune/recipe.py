@@ -265,6 +265,32 @@ class ProbeSettings:
 
 
 @dataclass(frozen=True)
+class EngineSettings:
+    """What writes completions (docs/generation.md)."""
+
+    kind: Literal["transformers", "vllm", "server"] = "transformers"
+    model: str | None = None  # folder or Hub id; server: the name it serves the model by
+    revision: str | None = None  # hub: a commit hash
+    tokenizer: str | None = None  # folder or Hub id; none: the model's (server: prompts are then sent as text, unchecked)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 without
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"  # transformers
+    group_requests: int | None = _number(None, low=1)  # kept whole or redone; none: 128; vllm 1024; server 1
+    batch_rows: int = _number(16, low=1)  # transformers: completions written at once
+    batch_tokens: int = _number(16_384, low=1)  # transformers: rows times the longest of prompt and completion
+    tensor_parallel: int = _number(1, low=1)  # vllm: GPUs per copy of the model
+    data_parallel: int = _number(1, low=1)  # vllm: copies, each a process of its own
+    gpu_memory_share: float = _number(0.9, above=0.0, high=1.0)  # vllm
+    url: str | None = None  # server: http://host:port, with or without /v1
+    flavor: Literal["auto", "openai", "vllm", "transformers"] = "auto"  # server: whose extensions it has; auto: it is asked
+    api_key_variable: str | None = None  # server: environment variable that holds the key
+    concurrency: int = _number(8, low=1)  # server: requests under way at once
+    timeout_seconds: float = _number(600.0, above=0.0)  # server: for one answer
+    max_tries: int = _number(6, low=1)  # server: of one request, on timeouts, dropped connections, 408, 429 and 5xx
+    retry_seconds: float = _number(1.0, low=0.0)  # server: before the second try; doubled each time, 60 at most
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One run. Its folder is `runs/<size>/<name>`."""
 
