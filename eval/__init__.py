@@ -1,0 +1,1 @@
+"""After training: benchmarks, scores, tables and pictures. May import `codetune`, never `data_pipelines`."""
