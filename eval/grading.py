@@ -200,6 +200,21 @@ def in_threads(
                 future.cancel()
 
 
+def check_probes(task: Task, sandbox: Callable[[], Sandbox]) -> None:
+    """Let the toolchain prove itself.
+
+    Raises:
+        TaskRefused: it judges a program wrongly that is known to be right or wrong.
+    """
+    for job, right in task.probes():
+        result = sandbox().run(job)
+        if result.passed != right:
+            raise TaskRefused(
+                f"the toolchain of {job.language} ({result.toolchain}) calls a {'right' if right else 'wrong'} program "
+                f"{result.reason}: {result.detail[:200] or result.stderr[:200]}"
+            )
+
+
 def check_references(
     task: Task, questions: Sequence[Question], sandbox: Callable[[], Sandbox], folder: Path
 ) -> dict[str, Any]:
@@ -210,7 +225,10 @@ def check_references(
     """
     pairs = [(question, task.reference(question.problem)) for question in questions]
     pairs = [(question, cut) for question, cut in pairs if cut is not None]
-    if not pairs or not task.program:
+    if not task.program:
+        return {"references": 0}
+    check_probes(task, sandbox)
+    if not pairs:
         return {"references": 0}
     path = folder / "references.json"
     known = read_json(path) if path.is_file() else {}
@@ -232,12 +250,12 @@ def check_references(
             failed.append(f"{question.id}: {why}")
         else:
             judges[grade.judge] = judges.get(grade.judge, 0) + 1
-    if failed:
+    if len(failed) > task.most_failing * len(pairs):
         raise TaskRefused(
             f"{len(failed)} of {len(pairs)} reference solutions do not pass here, so no answer can be judged: "
             f"{'; '.join(failed[:3])}"
         )
-    facts = {"references": len(pairs), "judges": judges}
+    facts: dict[str, Any] = {"references": len(pairs), "failed": failed, "judges": judges}
     floors = [(question, cut) for question in questions if (cut := task.floor(question.problem)) is not None]
     if floors:
         graded = [grade for _, grade in in_threads(work, floors, sandbox, task)]

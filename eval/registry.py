@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from codetune.problems import BENCHMARKS, Loaded
+from codetune.problems import BENCHMARKS, MULTIPL_E_LANGUAGES, Loaded
+from codetune.sandbox_languages import LANGUAGES
+from eval.contests import Apps
 from eval.functions import HumanEval, Mbpp
 from eval.infilling import Docstring, HumanEvalInfilling, LineInfilling, Lines
+from eval.languages import MultiplE
 from eval.tasks import Task, TaskSettings
 
 Load = Callable[[str], Loaded]
@@ -39,6 +42,8 @@ def _measure(name: str) -> Measure:
     return measure
 
 
+RUNNERS = {"python", *LANGUAGES}  # languages that the sandbox can run
+
 KINDS: dict[str, Kind] = {
     "humaneval": Kind(HumanEval),
     "humaneval-plus": Kind(HumanEval),
@@ -51,6 +56,8 @@ KINDS: dict[str, Kind] = {
     "humaneval-infilling-random-span-light": Kind(HumanEvalInfilling),
     "line-infilling": Kind(LineInfilling),
     "docstring": Kind(Docstring),
+    "apps": Kind(Apps),
+    **{f"multipl-e-{short}": Kind(MultiplE) for short, name in MULTIPL_E_LANGUAGES.items() if name in RUNNERS},
     "lcc-python": Kind(Lines),
     "lcc-java": Kind(Lines),
     "lcc-csharp": Kind(Lines),

@@ -41,6 +41,7 @@ from codetune.completions import encode_prompt
 from codetune.generate import EngineSettings, generate
 from codetune.problems import DataMissing, Loaded, load_problems
 from codetune.sandbox import Sandbox, SandboxUnavailable
+from codetune.sandbox_languages import jars
 from eval import registry
 from eval.grading import check_references, grade_answers
 from eval.stored import Answer, answer_of, read_answers
@@ -102,7 +103,7 @@ def run_task(
     loaded = kind.load(settings, lambda benchmark: load(benchmark, options))
     assert kind.task is not None
     task = kind.task(name, settings, loaded)
-    task.prepare(options.data)
+    task.prepare(options.data, lambda benchmark: load(benchmark, options))
     stored = options.completions.get(name)
     asker = Asker(stored=True) if stored is not None else need_target(target, name).asker()
     questions = task.questions(asker)
@@ -262,10 +263,16 @@ class Sandboxes:
 
     def __init__(self) -> None:
         self._sandbox: Sandbox | None = None
+        self._jars: list[str] = []
 
     def open(self) -> Sandbox:
+        """The sandbox; a new one when a task has named jars that programs may read."""
+        if self._sandbox is not None and self._jars != jars():
+            self._sandbox.close()
+            self._sandbox = None
         if self._sandbox is None:
-            self._sandbox = Sandbox()
+            self._jars = jars()
+            self._sandbox = Sandbox(read_only=self._jars)
         return self._sandbox
 
     def __enter__(self) -> Sandboxes:

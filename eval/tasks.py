@@ -246,11 +246,13 @@ class Task:
         forms: how questions can be put; the first is the default.
         stops: stop strings of the benchmark.
         program: whether answers are run, so that references are run first.
+        most_failing: share of the benchmark's own solutions that may fail, where some are known to be wrong.
     """
 
     forms: tuple[str, ...] = ("",)
     stops: tuple[str, ...] = ()
     program = True
+    most_failing = 0.0
 
     def __init__(self, name: str, settings: TaskSettings, loaded: Loaded) -> None:
         self.name, self.settings, self.loaded = name, settings, loaded
@@ -271,8 +273,8 @@ class Task:
             problems = [by_id[one] for one in self.settings.ids]
         return problems[: self.settings.limit]
 
-    def prepare(self, data: Path | None) -> None:
-        """Look for what the task needs beside problems: toolchains, files, judges.
+    def prepare(self, data: Path | None, load: Callable[[str], Loaded]) -> None:
+        """Look for what the task needs beside its problems: toolchains, examples, judges. `load` reads other benchmarks.
 
         Raises:
             TaskRefused: it is not here.
@@ -324,6 +326,10 @@ class Task:
     def floor(self, problem: Any) -> Cut | None:
         """An answer without content, whose score stands beside the others'; none where there is no such thing."""
         return None
+
+    def probes(self) -> list[tuple[Job, bool]]:
+        """Programs that must pass, and must not, before any answer is graded: for toolchains."""
+        return []
 
     def limits(self) -> Limits:
         return Limits(wall_seconds=self.settings.timeout_seconds, memory_bytes=self.settings.memory_mib * MIB)

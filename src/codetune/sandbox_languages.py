@@ -8,7 +8,9 @@ What it does not do: install toolchains. Which version ran is in every result.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -90,6 +92,21 @@ LANGUAGES = {
 }
 
 
+JARS = "CODETUNE_JAVA_JARS"  # environment variable: jars that Java programs may import, as a path list
+
+
+def jars() -> list[str]:
+    """The jars that are named, and are there."""
+    return [path for path in os.environ.get(JARS, "").split(os.pathsep) if path and os.path.isfile(path)]
+
+
+def with_jars(language: Language) -> Language:
+    """Java's row with the jars on the paths of compiler and machine."""
+    path = os.pathsep.join([".", *jars()])
+    run = tuple(path if part == "." else part for part in language.run)
+    return dataclasses.replace(language, compile=(*language.compile[:-1], "-cp", path, language.compile[-1]), run=run)
+
+
 def find_language(name: str) -> Language:
     """The row of a language.
 
@@ -102,7 +119,7 @@ def find_language(name: str) -> Language:
     for tool in language.tools:
         if shutil.which(tool) is None:
             raise ValueError(f"programs in {name} need `{tool}`, which is not installed here; install it, or leave them out")
-    return language
+    return with_jars(language) if name == "java" and jars() else language
 
 
 @functools.cache
