@@ -110,7 +110,7 @@ build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup demo base data stage1 python lcft pin plan slurm publish fim explain spikes probes eval sandbox bench test check format clean need-base
+.PHONY: help setup demo base data stage1 python lcft self-instruct pin plan slurm publish fim explain spikes probes eval sandbox bench test check format clean need-base
 
 help: ## these lines
 	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
@@ -148,10 +148,11 @@ $(VENV)/.stamp-smollm2: $(VENV)/.stamp-packages
 
 # --- The main job ----------------------------------------------------------------------------------------------------
 
-demo: $(SET_UP) ## set-up, then base, stage1, python, lcft and eval at `tiny`, and where everything is
+demo: $(SET_UP) ## set-up, then base, stage1, python, lcft, self-instruct and eval at `tiny`, and where everything is
 	@$(MAKE) --no-print-directory stage1
 	@$(MAKE) --no-print-directory python SET='$(RUNS_SETTING)'
 	@$(MAKE) --no-print-directory lcft SET='$(RUNS_SETTING)'
+	@$(MAKE) --no-print-directory self-instruct SET='$(RUNS_SETTING)'
 	@$(MAKE) --no-print-directory eval STAGE=stage1 SUITE=tiny SET='$(RUNS_SETTING)'
 	@echo
 	@echo 'made by this demo, in $(RUNS)/$(SIZE):'
@@ -159,6 +160,7 @@ demo: $(SET_UP) ## set-up, then base, stage1, python, lcft and eval at `tiny`, a
 	@echo '  stage1/model     after code, text about code and English, with infilling'
 	@echo '  python/model     after the Python stage, from stage1'
 	@echo '  lcft/model       after long-context fine-tuning, from stage1: four times its context'
+	@echo '  self_instruct/triplets   questions, tests and solutions that passed them; manifest.json has the funnel'
 	@echo '  stage1/eval      a handful of benchmark problems: results.json, completions and grades of each sample'
 	@echo '  */rows           packed rows; manifest.json counts every token, document and drop'
 	@echo 'each of them: AutoModelForCausalLM.from_pretrained("$(RUNS)/$(SIZE)/lcft/model"); manifest.json beside it says what was measured'
@@ -184,6 +186,12 @@ python: $(SET_UP) ## train: mostly Python, from stage1: runs/SIZE/python/model
 lcft: $(SET_UP) ## train: long rows and a larger RoPE base, from stage1 (FROM=python: runs/SIZE/python-lcft): runs/SIZE/lcft/model
 	@case '$(FROM)' in stage1 | python) ;; *) echo "error: FROM is '$(FROM)'; lcft starts from stage1 or from python" >&2; exit 2;; esac
 	$(call stage,$(LCFT))
+
+# Tiny asks a real small model, which is made first; smoke its own base.
+ASKED_MODEL := $(if $(filter tiny smollm2-135m,$(SIZE)),smollm2-135m,$(SIZE))
+self-instruct: $(SET_UP) $(if $(filter smollm2-135m,$(ASKED_MODEL)),$(VENV)/.stamp-smollm2) ## questions, tests and solutions by models, executed: runs/SIZE/self_instruct/triplets
+	$(if $(filter $(SIZE),$(EMBEDDED)),@test -f $(RUNS)/$(ASKED_MODEL)/base/model/manifest.json || $(MAKE) --no-print-directory base SIZE=$(ASKED_MODEL) ARM= SET='$(RUNS_SETTING)')
+	$(PY) -m data_pipelines.self_instruct --recipe $(call recipe,self_instruct) $(SETTINGS) $(WORKERS_FLAG)
 
 need-base: $(SET_UP)
 ifneq ($(filter $(SIZE),$(EMBEDDED)),)

@@ -1,7 +1,7 @@
 """Looks up the commits behind `revision: unpinned` and writes them into the recipes: `make pin`.
 
 What comes in: recipe files. What goes out: the same files, every `unpinned` replaced by the commit that the Hub has now,
-all else as it was, comments included. Data sets under `data`, models under `base`. Nothing is downloaded.
+all else as it was, comments included. Data sets under `data`, models under `base` and of engines. Nothing is downloaded.
 
     python -m data_pipelines.pin [recipes/stage1/7b.yaml ...]          (none: every recipe)
 
@@ -45,7 +45,8 @@ def pin(path: Path) -> list[str]:
         raise ValueError(f"{path}: no such recipe")
     text = path.read_text(encoding="utf-8")
     told, pinned = [], text
-    for found in sorted(find_unpinned(text, str(path)), key=lambda item: item.start, reverse=True):
+    once = {item.start: item for item in find_unpinned(text, str(path))}  # an anchor is met again where it is used
+    for found in sorted(once.values(), key=lambda item: item.start, reverse=True):
         commit = look_up(found)
         pinned = pinned[: found.start] + commit + pinned[found.end :]
         told.append(f"{path}: {found.key}.revision of {found.repository} is {commit}")
@@ -75,13 +76,13 @@ def _walk(node: Any, keys: tuple[str, ...], where: str) -> Iterator[Unpinned]:
     revision = entries.get("revision")
     if revision is not None and revision.value == UNPINNED:
         place = ".".join(keys)
-        if "path" not in entries:
+        named = entries.get("path", entries.get("model"))
+        if named is None:
             raise ValueError(
                 f"{where}: `{place}.revision` is unpinned, but `{place}.path` is not beside it; write both here"
             )
-        yield Unpinned(
-            place, entries["path"].value, keys[:1] == ("base",), revision.start_mark.index, revision.end_mark.index
-        )
+        is_model = keys[:1] == ("base",) or "path" not in entries
+        yield Unpinned(place, named.value, is_model, revision.start_mark.index, revision.end_mark.index)
     for name, value in entries.items():
         if name != "<<":  # the anchor is met where it stands
             yield from _walk(value, (*keys, name), where)

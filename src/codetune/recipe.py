@@ -291,6 +291,48 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
+class AskSettings:
+    """One question to a model: with which prompt, in which form, and how its answers are drawn (docs/self_instruct.md)."""
+
+    prompt: str  # a file of turns, with places to fill
+    max_new_tokens: int = _number(low=1)
+    engine: EngineSettings = field(default_factory=EngineSettings)  # a model `runs/...` is below the folder of all runs
+    format: Literal["template", "llama2", "plain"] = "template"  # template: the model's own; llama2: [INST] as text
+    temperature: float = _number(0.8, low=0.0)
+    top_p: float = _number(0.95, above=0.0, high=1.0)
+    samples: int = _number(1, low=1)  # answers to each prompt
+    stop_strings: tuple[str, ...] = ()  # an answer ends before the first of them, as if it were closed there
+
+
+@dataclass(frozen=True)
+class SelfInstructSettings:
+    """Instruction data by execution feedback (paper Sec. 2.5): questions, tests, solutions, and what is kept."""
+
+    questions: AskSettings
+    tests: AskSettings
+    solutions: AskSettings
+    topics: str  # a file, one topic a line
+    seed_questions: str  # a file, one question a line, from which examples are drawn
+    question_prompts: int = _number(
+        low=1
+    )  # how often questions are asked for, each time with another cell of the topic plan
+    questions_per_prompt: int = _number(50, low=1)  # what the prompt asks for; as many as come are taken
+    shown_questions: int = _number(10, low=0)  # examples in a prompt
+    difficulties: tuple[str, ...] = ("easy", "medium")
+    lanes: int = _number(1, low=1)  # independent parts of every pass; the number of workers changes nothing
+    max_questions: int | None = _number(None, low=1)  # of the unique ones, the first so many; none: all
+    near_duplicates: float | None = _number(None, above=0.0, high=1.0)  # share of common word triples; none: exact ones only
+    benchmarks: tuple[str, ...] = ("humaneval", "mbpp")  # kept out (`codetune.problems`)
+    benchmark_data: str | None = None  # a folder with their files; none: installed wheels
+    benchmark_hub: bool = False  # look for the others on the Hub
+    require_benchmarks: bool = False  # refuse to go on without one of them; off: the manifest says which was missing
+    ngram_words: int = _number(10, low=4)  # a run of so many words in common with a benchmark is one too many
+    minimum_asserts: int = _number(2, low=1)  # different ones, or the tests are refused
+    wall_seconds: float = _number(5.0, above=0.0)  # for a solution and its tests
+    memory_mib: int = _number(512, low=64)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One run. Its folder is `runs/<size>/<name>`."""
 
@@ -301,6 +343,7 @@ class Recipe:
     optimizer: OptimizerSettings | None = None
     parent: str | None = None  # name of another run of this size, a folder, or a Hub id
     base: BaseSettings | None = None  # only in recipes/base
+    self_instruct: SelfInstructSettings | None = None  # only in recipes/self_instruct
     model: ModelSettings = field(default_factory=ModelSettings)
     probes: ProbeSettings = field(default_factory=ProbeSettings)
     runs: str = "runs"  # folder of all runs
@@ -363,6 +406,9 @@ class Recipe:
 
     def need_base(self) -> BaseSettings:
         return _need(self.base, "base", self)
+
+    def need_self_instruct(self) -> SelfInstructSettings:
+        return _need(self.self_instruct, "self_instruct", self)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as resolved, of plain lists and dicts."""
