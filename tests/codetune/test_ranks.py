@@ -136,11 +136,11 @@ def runs(make_runs: Callable[..., dict[str, Any]]) -> Callable[[str], dict[str, 
 
 @pytest.fixture(scope="session")
 def alone(make_runs: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """The same by one rank, launched with cpu.yaml."""
-    found = make_runs("straight", "poisoned")
-    jobs = [job(found, "straight"), job(found, "poisoned", poison=poisoned_row())]
+    """The same by one rank, launched with cpu.yaml; "mixed" is one whose documents see each other."""
+    found, mixed = make_runs("straight", "poisoned"), make_runs("straight", **FULL_ATTENTION)
+    jobs = [job(found, "straight"), job(found, "poisoned", poison=poisoned_row()), job(mixed, "straight")]
     launch_jobs("cpu", 1, found["folder"], jobs)
-    return found
+    return found | {"mixed": mixed["straight"]}
 
 
 @pytest.mark.slow
@@ -277,25 +277,27 @@ def test_a_model_that_is_not_shared_out_as_asked_is_refused(layout: str, runs: C
 @pytest.mark.compiler
 @pytest.mark.xdist_group("ulysses")
 def test_two_ranks_that_share_rows_learn_what_one_learns_and_refuse_to_mix_documents(
-    make_runs: Callable[..., dict[str, Any]],
+    make_runs: Callable[..., dict[str, Any]], alone: dict[str, Any]
 ) -> None:
-    made, reference = (make_runs("straight", "resumed", **FULL_ATTENTION) for _ in range(2))
-    isolated = make_runs("refused", "checked")
-    launch_jobs("cpu", 1, reference["folder"], [job(reference, "straight")])
-    launches = [  # DeepSpeed takes one model that shares rows in a process
-        [job(made, "straight")],
-        [job(made, "resumed", die_after=STOP)],
-        [job(made, "resumed")],
-        [job(isolated, "refused"), job(isolated, "checked", unchecked=True)],
-    ]
-    out = "".join(launch_jobs("ulysses", 2, made["folder"], jobs) for jobs in launches)
-    expected = weights_of(reference["straight"].model_dir)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(weights_of(made["straight"].model_dir)[name], tensor, atol=NOISE, rtol=0)
-        assert torch.equal(weights_of(made["resumed"].model_dir)[name], weights_of(made["straight"].model_dir)[name])
-    assert losses_of(made["straight"].run_dir) == pytest.approx(losses_of(reference["straight"].run_dir), rel=1e-5)
-    ledgers = [read_json(found["straight"].model_dir / "manifest.json")["ledger"] for found in (made, reference)]
+    made, isolated = make_runs("straight", **FULL_ATTENTION), make_runs("refused", "checked")
+    recipe, reference, folder = made["straight"], alone["mixed"], made["folder"]
+    # DeepSpeed takes one model that shares rows in a process
+    out = launch_jobs("ulysses", 2, folder, [job(isolated, "refused"), job(made, "straight")])
+    straight = weights_of(recipe.model_dir)
+    for name, tensor in weights_of(reference.model_dir).items():
+        torch.testing.assert_close(straight[name], tensor, atol=NOISE, rtol=0)
+    assert losses_of(recipe.run_dir) == pytest.approx(losses_of(reference.run_dir), rel=1e-5)
+    ledgers = [read_json(found.model_dir / "manifest.json")["ledger"] for found in (recipe, reference)]
     assert {**ledgers[0], "seconds": 0} == {**ledgers[1], "seconds": 0}
+
+    shutil.rmtree(recipe.model_dir)
+    shutil.rmtree(recipe.checkpoints_dir / f"checkpoint-{STEPS}")
+    out += launch_jobs("ulysses", 2, folder, [job(made, "straight")])
+    assert f"going on from {recipe.checkpoints_dir / f'checkpoint-{STEPS - 2}'}" in out
+    for name, tensor in weights_of(recipe.model_dir).items():
+        assert torch.equal(tensor, straight[name])
+
+    out += launch_jobs("ulysses", 2, folder, [job(isolated, "checked", unchecked=True)])
     assert "`model.attention` is sdpa, for which DeepSpeed drops the mask where ranks share rows" in out
     assert "packed documents see each other: their logits differ by" in out
     assert not isolated["refused"].model_dir.exists() and not isolated["checked"].model_dir.exists()
