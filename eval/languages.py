@@ -70,8 +70,8 @@ class MultiplE(Task):
             jars = sorted(str(path.absolute()) for path in data.rglob("javatuples-*.jar")) if data is not None else []
             if not jars and not os.environ.get(JARS):
                 raise TaskRefused(
-                    "Java's problems import org.javatuples: put javatuples-1.2.jar (Maven: org.javatuples:javatuples:1.2) into "
-                    f"the data folder, or name it in {JARS}"
+                    "Java's problems import org.javatuples: put javatuples-1.2.jar (Maven: org.javatuples:javatuples:1.2) "
+                    f"into the data folder, or name it in {JARS}"
                 )
             if jars:
                 os.environ[JARS] = os.pathsep.join(jars)

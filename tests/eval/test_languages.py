@@ -24,7 +24,7 @@ FORMS = {
         (
             "  return 2 * x + 1;\n}",
             "  let y = x; y += x;\n  return y + 1;\n}",
-            "  return [x, x, 1].reduce((a, b) => a + b);\n}",
+            "  return x + x + 1;\n}",
         ),
         {
             "value": "  return 2 * x;\n}",
@@ -36,7 +36,8 @@ FORMS = {
     ),
     "cpp": (
         "#include<assert.h>\n#include<cstdlib>\nlong f(long x) {\n",
-        "}\nint main() {\n    auto candidate = f;\n    assert(candidate((1)) == (3));\n    assert(candidate((5)) == (11));\n}\n",
+        "}\nint main() {\n    auto candidate = f;\n    assert(candidate((1)) == (3));\n"
+        "    assert(candidate((5)) == (11));\n}\n",
         "",
         ("    return 2 * x + 1;", "    long y = x; y += x;\n    return y + 1;", "    return x + x + 1;"),
         {
@@ -118,12 +119,12 @@ def test_each_kind_of_answer_gets_its_verdict(language: str, box: Sandbox) -> No
     """One answer of each kind here; `make bench ONLY=languages` runs forty for each language."""
     task = task_of(language, timeout_seconds=1.0)
     (question,) = task.questions(Asker(stored=True))
-    for kind, text in {kind: text for kind, text in answers(language)}.items():  # noqa: C416  the last of each kind
+    for kind, text in dict(answers(language)).items():  # the last one of each kind
         grade = task.grade(question, Cut(text), box.run)
         assert grade.passed is (kind == "right"), (kind, grade)
-        if kind == "endless":
-            assert grade.reason is Reason.TIMEOUT
-    assert question.stop_strings == ("\n}",) and grade.toolchain
+        assert (grade.reason is Reason.TIMEOUT) == (kind == "endless"), grade
+        assert grade.toolchain
+    assert question.stop_strings == ("\n}",)
 
 
 @pytest.mark.parametrize("language", ["javascript", "bash"])
