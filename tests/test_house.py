@@ -1,6 +1,7 @@
 """The house keeps its order: imports run one way, every recipe loads, and what the pages promise is there."""
 
 import ast
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -326,3 +327,11 @@ def test_ci_runs_what_the_readme_says() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     commands = [line.strip() for line in script.splitlines() if re.match(r" *make ", line)]
     assert commands == ["make test", "make check"]
+
+
+@pytest.mark.xdist_group("canary")
+def test_tests_of_a_group_share_a_worker(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist keeps a group together by a suffix of the test's name; fixtures of `test_ranks.py` need it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("not among several workers (pytest -n)")
+    assert request.node.nodeid.endswith("@canary")
