@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import types
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,10 +26,6 @@ from codetune.steps import Steps
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-# subtle: transformers' Trainer imports peft and this one where they are installed, and on a CPU it warns of a kernel that it
-# would fetch from the Hub; the level must be set before that import
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 EXTRAS = ("tensorboard", "wandb")  # reporters that setup.cfg has an extra for
 SCALED_LOGITS = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")  # what other families have
