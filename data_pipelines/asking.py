@@ -7,9 +7,12 @@ one thread and knows nothing of the others, so that the number of workers change
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -33,12 +36,12 @@ def lane_values(run: Run, name: str, lane: int) -> Iterator[tuple[str, dict[str,
         for number in range(lane, run.settings.question_prompts, run.settings.lanes):
             yield f"questions/{number:06d}", question_values(run, number)
         return
+    suites = read_suites(run, lane) if name == "solutions" else {}
     for question in read_questions(run, lane):
+        suite = suites.get(question.id)
         if name == "tests":
             yield f"tests/{question.id}", {"question": question.text}
-            continue
-        suite = read_suites(run, lane)[question.id]
-        if suite is not None:
+        elif suite is not None:
             yield f"solutions/{question.id}", {"question": question.text, "test": shown_test(run, question.id, suite)}
 
 
@@ -92,6 +95,8 @@ def lane_prompts(run: Run, name: str, lane: int, engine: Engine) -> tuple[list[P
         prompts.append(prompt)
     return prompts, too_long
 
+
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>: a signal for when the parent ends
 
 _engine: tuple[EngineSettings, Engine] | None = None  # of this process: loading a model takes longer than a small lane
 
@@ -196,10 +201,12 @@ class LaneWorkers:
 
 def _end_with_parent(parent: int) -> None:
     """A worker whose parent was killed must not go on writing beside the next session's."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.1)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()  # elsewhere, and for a parent that was gone before

@@ -10,8 +10,8 @@
 
 What comes in: a recipe, prompts, topics and examples as files. What goes out: `runs/<size>/<name>/triplets/`. Every pass but
 `unique` and `triplets` is done in lanes, which know nothing of each other: local processes, or one command per lane on many
-machines. What was done is not done again: completions are kept by groups, verdicts one by one. Kept triplets are the same
-bytes whatever the number of workers and interruptions, on one machine, in fp32 with transformers on a CPU.
+machines. What was done is not done again: completions are kept by groups, verdicts by 64 questions. Kept triplets are the
+same bytes whatever the number of workers and interruptions, on one machine, in fp32 with transformers on a CPU.
 
     python -m data_pipelines.self_instruct --recipe recipes/self_instruct/tiny.yaml [--set key=value ...] [--workers N]
     python -m data_pipelines.self_instruct --recipe ... --pass tests --lane 3         # one lane of one pass, and no more

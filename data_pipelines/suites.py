@@ -216,41 +216,49 @@ def named_functions(question: str) -> set[str]:
     return {*behind, *(name for name in called if not hasattr(builtins, name))}
 
 
+@dataclass
+class Expected:
+    """What the asserts say of one call."""
+
+    equal: list[Any]
+    unequal: list[Any]
+    truths: set[bool]
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a value could satisfy all of it."""
+        truths = self.truths | {bool(value) for value in self.equal}
+        same = all(value == self.equal[0] for value in self.equal)
+        return same and len(truths) < 2 and not any(value in self.unequal for value in self.equal)
+
+
 def _contradiction(asserts: list[ast.Assert]) -> Refused | None:
-    """Two asserts that expect different values of one call, or one that compares a call with itself."""
-    expected: dict[str, tuple[str, Any]] = {}
+    """An assert that expects another value of a call than one before it, or that compares a call with itself."""
+    calls: dict[str, Expected] = {}
     for statement in asserts:
-        call, value, equal = _expectation(statement.test)
-        if call is None:
+        test, truth = statement.test, True
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            test, truth = test.operand, False
+        if isinstance(test, ast.Call):
+            expected = calls.setdefault(ast.dump(test), Expected([], [], set()))
+            expected.truths.add(truth)
+        elif isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq | ast.Is | ast.NotEq):
+            left, right = test.left, test.comparators[0]
+            call, value = (left, right) if isinstance(left, ast.Call) else (right, left)
+            if ast.dump(call) == ast.dump(value):
+                return Refused("vacuous", f"compares with itself: {ast.unparse(statement)[:200]}")
+            try:
+                literal = ast.literal_eval(value)
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                continue  # not written out: running it will tell
+            expected = calls.setdefault(ast.dump(call), Expected([], [], set()))
+            is_equal = truth != isinstance(test.ops[0], ast.NotEq)
+            (expected.equal if is_equal else expected.unequal).append(literal)
+        else:
             continue
-        if isinstance(value, ast.expr) and ast.dump(value) == call:
-            return Refused("vacuous", f"compares with itself: {ast.unparse(statement)[:200]}")
-        try:
-            wanted = (equal, ast.literal_eval(value) if isinstance(value, ast.expr) else value)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            continue
-        before = expected.get(call)
-        if before is not None and before[0] == repr(wanted[0]) and wanted[0] and before[1] != wanted[1]:
+        if not expected.is_possible:
             return Refused("contradictory", ast.unparse(statement)[:200])
-        if before is not None and before[0] != repr(wanted[0]) and before[1] == wanted[1]:
-            return Refused("contradictory", ast.unparse(statement)[:200])
-        expected[call] = (repr(wanted[0]), wanted[1])
     return None
-
-
-def _expectation(test: ast.expr) -> tuple[str | None, ast.expr | bool | None, bool]:
-    """(the call as text, what it is compared with, whether equality is expected); no call: nothing can be said."""
-    if isinstance(test, ast.Call):
-        return ast.dump(test), True, True
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) and isinstance(test.operand, ast.Call):
-        return ast.dump(test.operand), False, True
-    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq | ast.Is | ast.NotEq):
-        left, right = test.left, test.comparators[0]
-        if not isinstance(left, ast.Call) and isinstance(right, ast.Call):
-            left, right = right, left
-        if isinstance(left, ast.Call):
-            return ast.dump(left), right, not isinstance(test.ops[0], ast.NotEq)
-    return None, None, True
 
 
 # ---------------------------------------------------------------------------------------------------------------------

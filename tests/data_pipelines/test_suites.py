@@ -60,6 +60,8 @@ def test_imports_stand_before_the_asserts_and_equal_asserts_count_once() -> None
         ("assert add(1, 2) == 3\nassert add(1, 2) == 4", "contradictory"),
         ("assert add(1, 2)\nassert not add(1, 2)", "contradictory"),
         ("assert add(1, 2) == 3\nassert add(1, 2) != 3", "contradictory"),
+        ("assert add(1, 2) == 3\nassert not add(1, 2)", "contradictory"),
+        ("assert not add(1, 2) == 3\nassert 3 == add(1, 2)", "contradictory"),
         ("assert add(1, 2) == add(1, 2)\nassert add(0, 0) == 0", "vacuous"),
         ("# nothing but a note", "no-assert"),
     ],
@@ -68,6 +70,13 @@ def test_what_is_refused_by_reading(body: str, reason: str) -> None:
     found = suite_of(body)
     assert isinstance(found, Refused), found
     assert found.reason == reason
+
+
+def test_asserts_that_agree_are_no_contradiction() -> None:
+    assert isinstance(
+        suite_of("assert add(2, 2) == 4\nassert add(2, 2)\nassert add(2, 2) != 5\nassert add(2, 2) == 2 * 2"), Suite
+    )
+    assert isinstance(suite_of("assert add(1, 2) != 4\nassert add(1, 2) != 5"), Suite)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from codetune.recipe import load_recipe
 from codetune.train import train
 from data_pipelines.base import make_base
 from data_pipelines.build import build
+from data_pipelines.self_instruct import self_instruct
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -39,6 +40,9 @@ def test_every_stage_of_the_smallest_size(tmp_path: Path) -> None:
         assert facts[stage]["lengths"]["python"]["token_percentiles"]["50"] == 512  # whole rows of one document
     assert sum(facts["python"]["ledger"]["tokens"]["python"].values()) > 0.7 * facts["python"]["ledger"]["document_tokens"]
     assert set(facts["python"]["ledger"]["tokens"]["python"]) == {"plain"}
+    made = self_instruct(load_recipe(RECIPES / "self_instruct" / "smoke.yaml", [f"runs={tmp_path}"]))
+    manifest = read_json(made / "manifest.json")  # noise: what matters is that every pass came to its end
+    assert (manifest["asked"]["questions"]["answers"], manifest["funnel"]["asked"] > 0) == (4, True)
     again = load_recipe(RECIPES / "lcft" / "smoke.yaml", [f"runs={tmp_path}", "parent=lcft", "name=lcft-again"])
     with pytest.raises(ValueError, match="lengthened by the run `lcft` already"):
         build(again)
