@@ -29,6 +29,8 @@ PRICE ?=#                                        plan: of a GPU-hour, in any cur
 MFU ?=#                                          plan: assumed share of the GPU's peak speed (0.4)
 SUITE ?=#                                        eval: a file of recipes/eval; none: that of the size, else tiny
 MODEL ?=#                                        eval: a checkpoint folder or Hub id; none: that of STAGE and SIZE
+RESULTS ?=#                                      eval-table: folders of results, ours first; none: that of STAGE, SIZE and SUITE
+PICTURES ?=#                                     eval-table: folder for pictures; none: no pictures
 DATA ?=#                                         eval: folder with the benchmarks' own files; none: wheels, then the Hub
 FORCE ?=#                                        bench: 1 measures again what has a result
 REPO ?=#                                         publish: owner/name on the Hub; none: codetune-SIZE-STAGE of the token's owner
@@ -110,7 +112,7 @@ build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup demo base data stage1 python lcft self-instruct pin plan slurm publish fim explain spikes probes eval sandbox bench test check format clean need-base
+.PHONY: help setup demo base data stage1 python lcft self-instruct pin plan slurm publish fim explain spikes probes eval eval-table sandbox bench test check format clean need-base
 
 help: ## these lines
 	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
@@ -246,6 +248,9 @@ eval: $(SET_UP) ## benchmarks of a stage's checkpoint (STAGE=stage1), or of MODE
 	$(if $(MODEL),,@test -f $(EVAL_STAGE)/model/manifest.json || $(if $(filter $(SIZE),$(EMBEDDED)),$(MAKE) --no-print-directory $(STAGE) ARM='$(ARM)' SET='$(RUNS_SETTING)',{ echo "error: $(EVAL_STAGE)/model is not there; make it first: make $(STAGE) SIZE=$(SIZE)" >&2; exit 2; }))
 	@$(PY) -m eval.run --suite recipes/eval/$(EVAL_SUITE).yaml --model $(or $(MODEL),$(EVAL_STAGE)/model) --out $(EVAL_OUT) \
 	  $(if $(wildcard $(EVAL_STAGE)/rows/manifest.json),--rows $(EVAL_STAGE)/rows) $(if $(DATA),--data $(DATA)) $(if $(filter tasks.%,$(SET)),--set $(filter tasks.%,$(SET)))
+
+eval-table: $(SET_UP) ## results beside the paper's and beside others: RESULTS="ours others" (none: those of eval); PICTURES=folder
+	@$(PY) -m eval.report $(or $(RESULTS),$(EVAL_OUT)) $(if $(PICTURES),--pictures $(PICTURES)) $(if $(wildcard $(EVAL_STAGE)/metrics.jsonl),--runs $(EVAL_STAGE))
 
 sandbox: $(SET_UP) ## which isolation of untrusted programs works on this machine, and why others do not
 	@$(PY) -m codetune.sandbox check

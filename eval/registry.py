@@ -14,6 +14,7 @@ from eval.functions import HumanEval, Mbpp
 from eval.infilling import Docstring, HumanEvalInfilling, LineInfilling, Lines
 from eval.languages import MultiplE
 from eval.tasks import Task, TaskSettings
+from eval.words import Bold, FalseRefusals, Gsm8k, Toxigen, TruthfulQa
 
 Load = Callable[[str], Loaded]
 Measure = Callable[..., dict[str, Any]]
@@ -57,6 +58,11 @@ KINDS: dict[str, Kind] = {
     "line-infilling": Kind(LineInfilling),
     "docstring": Kind(Docstring),
     "apps": Kind(Apps),
+    "gsm8k": Kind(Gsm8k),
+    "bold": Kind(Bold),
+    "truthfulqa": Kind(TruthfulQa),
+    "toxigen": Kind(Toxigen),
+    "false-refusals": Kind(FalseRefusals),
     **{f"multipl-e-{short}": Kind(MultiplE) for short, name in MULTIPL_E_LANGUAGES.items() if name in RUNNERS},
     "lcc-python": Kind(Lines),
     "lcc-java": Kind(Lines),

@@ -558,6 +558,7 @@ class Benchmark:
     hub: Hub | None = None
     wheel: tuple[str, str] | None = None  # module and the file in it
     derive: Callable[[str, Sequence[Problem]], Iterator[Problem]] | None = None  # from HumanEval's problems
+    kept_out: bool = True  # of training; examples that its authors gave for training are not
 
     BY_NAME: ClassVar[dict[str, Benchmark]] = {}
 
@@ -705,6 +706,16 @@ BENCHMARKS = {
             "github.com/openai/grade-school-math",
             _gsm8k,
             hub=Hub("openai/gsm8k", config="main"),
+        ),
+        Benchmark(
+            "gsm8k-train",
+            ("gsm8k_train.jsonl",),
+            7473,
+            "MIT",
+            "github.com/openai/grade-school-math",
+            _gsm8k,
+            hub=Hub("openai/gsm8k", ("train",), "main"),
+            kept_out=False,
         ),
         Benchmark(
             "truthfulqa",
@@ -945,7 +956,7 @@ def benchmark_texts(
     """
     texts: list[BenchmarkText] = []
     read, missing = {}, {}
-    for name in names if names is not None else BENCHMARKS:
+    for name in names if names is not None else [one.name for one in BENCHMARKS.values() if one.kept_out]:
         try:
             loaded = load_problems(name, data, hub=hub, revisions=revisions)
         except DataMissing as error:

@@ -1,0 +1,195 @@
+"""Pictures in the form of the paper's figures, with our numbers; each is drawn from files alone.
+
+What comes in: results (door 3), folders of grades, folders of training runs. What goes out: PNG files, and a line for
+each picture that says what it was drawn from, or what is missing for it.
+
+    figure3    correlation between languages over three or more results that have them
+    figure4a   loss under a growing context (benchmark `context`)
+    figure4b   keys found, by length and depth (benchmark `keys`)
+    figure5    loss curves of training runs (`metrics.jsonl`): one from scratch beside one from a pretrained model is 5b
+    figure6    pass@k by temperature (tasks of one benchmark at several temperatures)
+    figure9a   expected attention score by distance for RoPE bases 10^4 and 10^6; needs no model
+    figure9b   exact match of a line by the length of what stands before it (benchmarks `lcc-*`)
+
+Figure 5c needs a reward model for helpfulness and is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.scores import language_correlation
+
+HEAD_DIMENSIONS = 1024  # of the paper's Figure 9a
+BASES = (1e4, 1e6)
+Drawn = str | None  # what is missing, or None where the picture was drawn
+
+
+def attention_by_distance(distances_N: np.ndarray, base: float, dimensions: int = HEAD_DIMENSIONS) -> np.ndarray:
+    """Mean of cos(distance x frequency) over RoPE's frequencies, (N,): the score of two equal vectors, 1 at distance 0."""
+    frequencies_F = base ** (-np.arange(0, dimensions, 2) / dimensions)
+    return np.cos(np.outer(distances_N, frequencies_F)).mean(1)
+
+
+def draw_all(results: Sequence[Mapping[str, Any]], folders: Sequence[Path], runs: Sequence[Path], out: Path) -> list[str]:
+    """Draw every picture that there are numbers for; a line for each."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    out.mkdir(parents=True, exist_ok=True)
+    makers: dict[str, Callable[[Any], Drawn]] = {
+        "figure3": lambda axes: draw_correlation(axes, results),
+        "figure4a": lambda axes: draw_context(axes, results),
+        "figure4b": lambda axes: draw_keys(axes, results[0]),
+        "figure5": lambda axes: draw_curves(axes, runs),
+        "figure6": lambda axes: draw_temperatures(axes, results[0]),
+        "figure9a": draw_attention,
+        "figure9b": lambda axes: draw_lines(axes, results[0], folders[0]),
+    }
+    return [f"{name}: {draw(maker, out / f'{name}.png')}" for name, maker in makers.items()]
+
+
+def draw(maker: Callable[[Any], Drawn], path: Path) -> str:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), constrained_layout=True)
+    try:
+        missing = maker(axes)
+        if missing is not None:
+            return f"not drawn: {missing}"
+        figure.savefig(path, dpi=120)
+        return str(path)
+    finally:
+        pyplot.close(figure)
+
+
+def draw_correlation(axes: Any, results: Sequence[Mapping[str, Any]]) -> Drawn:
+    rows = []
+    for one in results:
+        tasks = {name: task for name, task in one["tasks"].items() if task["settings"]["benchmark"].startswith("multipl-e-")}
+        rows.append(
+            {t["settings"]["benchmark"][10:]: t["scores"]["pass@1"]["value"] for t in tasks.values() if t["state"] == "done"}
+        )
+    if len(rows) < 3 or not rows[0]:
+        return f"a correlation takes MultiPL-E results of three checkpoints or more, and there are {sum(map(bool, rows))}"
+    found = language_correlation(rows)
+    languages = list(rows[0])
+    grid_LL = np.full((len(languages), len(languages)), np.nan)
+    for (one, other), value in found.items():
+        grid_LL[languages.index(one), languages.index(other)] = np.nan if value is None else value
+    axes.imshow(grid_LL, vmin=0, vmax=1)
+    axes.set_xticks(range(len(languages)), languages)
+    axes.set_yticks(range(len(languages)), languages)
+    for (row, column), value in np.ndenumerate(grid_LL):
+        if not math.isnan(value):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center")
+    axes.set_title("correlation of pass@1 over checkpoints")
+    return None
+
+
+def figures_of(results: Mapping[str, Any], benchmark: str) -> dict[str, float]:
+    """Flat figures of a measurement, of the first task that has them."""
+    tasks = [
+        task for task in results["tasks"].values() if task["settings"]["benchmark"] == benchmark and task["state"] == "done"
+    ]
+    return tasks[0]["scores"] if tasks else {}
+
+
+def draw_context(axes: Any, results: Sequence[Mapping[str, Any]]) -> Drawn:
+    drawn = False
+    for one in results:
+        figures = figures_of(one, "context")
+        for kind, marker in (("last", "o-"), ("position", "s--")):
+            points = sorted(
+                (int(name.split("/")[1]), value) for name, value in figures.items() if name.startswith(f"{kind}/")
+            )
+            if points:
+                label = f"{Path(str(one['model']['name'])).parent.name or one['model']['name']}, {kind}"
+                axes.plot([x for x, _ in points], [math.exp(y) for _, y in points], marker, label=label)
+                drawn = True
+    axes.set(xscale="log", xlabel="tokens of context", ylabel="perplexity")
+    if drawn:
+        axes.legend()
+    return None if drawn else "no result has the benchmark `context`"
+
+
+def draw_keys(axes: Any, results: Mapping[str, Any]) -> Drawn:
+    found = {name: value for name, value in figures_of(results, "keys").items() if name.endswith("/found")}
+    if not found:
+        return "no result has the benchmark `keys`"
+    lengths = sorted({int(name.split("/")[1]) for name in found})
+    depths = sorted({float(name.split("/")[2]) for name in found})
+    grid_DL = np.array([[found[f"key/{length}/{depth:g}/found"] for length in lengths] for depth in depths])
+    picture = axes.imshow(grid_DL, vmin=0, vmax=1, aspect="auto")
+    axes.figure.colorbar(picture, label="share found")
+    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+    axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
+    axes.set(xlabel="tokens", ylabel="depth")
+    return None
+
+
+def draw_curves(axes: Any, runs: Sequence[Path]) -> Drawn:
+    for run in runs:
+        path = run / "metrics.jsonl" if run.is_dir() else run
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; --runs names folders of training runs")
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        points = [(row["tokens"], row["loss"]) for row in rows if "loss" in row and "tokens" in row]
+        if points:
+            axes.plot([x for x, _ in points], [y for _, y in points], label=f"{run.parent.name}/{run.name}")
+    axes.set(xlabel="tokens", ylabel="training loss, nats per token")
+    if runs:
+        axes.legend()
+    return None if runs else "no folder of a training run was named with --runs"
+
+
+def draw_temperatures(axes: Any, results: Mapping[str, Any]) -> Drawn:
+    lines: dict[tuple[str, str], list[tuple[float, Mapping[str, float]]]] = {}
+    for task in results["tasks"].values():
+        for metric, score in (task.get("scores") or {}).items():
+            if isinstance(score, dict) and metric.startswith("pass@") and score["decoding"] == "sampled":
+                lines.setdefault((task["settings"]["benchmark"], metric), []).append(
+                    (task["settings"]["temperature"], score)
+                )
+    lines = {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items() if len(points) > 1}
+    for (benchmark, metric), points in lines.items():
+        values = [100 * score["value"] for _, score in points]
+        below = [100 * (score["value"] - score["low"]) for _, score in points]
+        above = [100 * (score["high"] - score["value"]) for _, score in points]
+        axes.errorbar([t for t, _ in points], values, [below, above], marker="o", capsize=3, label=f"{benchmark} {metric}")
+    axes.set(xlabel="temperature", ylabel="%")
+    if lines:
+        axes.legend()
+    return None if lines else "no benchmark was sampled at two temperatures or more (suite figure6)"
+
+
+def draw_attention(axes: Any) -> Drawn:
+    distances_N = np.unique(np.logspace(0, 5, 400).astype(int))
+    for base in BASES:
+        axes.plot(distances_N, attention_by_distance(distances_N, base), label=f"base {base:,.0f}")
+    axes.set(xscale="log", xlabel="distance in tokens", ylabel="expected attention score")
+    axes.legend()
+    return None
+
+
+def draw_lines(axes: Any, results: Mapping[str, Any], folder: Path, bins: int = 5) -> Drawn:
+    drawn = False
+    for name, task in results["tasks"].items():
+        path = folder / f"{name}.grades.jsonl"
+        if not task["settings"]["benchmark"].startswith("lcc-") or not path.is_file():
+            continue
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        points = sorted((row["prompt_tokens"] or 0, row["figures"]["exact_match"]) for row in rows)
+        for part, label in ((np.array_split(np.array(points), min(bins, len(points))), name),):
+            axes.plot([one[:, 0].mean() for one in part], [100 * one[:, 1].mean() for one in part], "o-", label=label)
+        drawn = True
+    axes.set(xlabel="tokens before the line", ylabel="exact match, %")
+    if drawn:
+        axes.legend()
+    return None if drawn else "no result has the benchmarks `lcc-*`"
