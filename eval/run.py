@@ -10,7 +10,7 @@ What comes in: a checkpoint folder, a Hub id or a server, and a suite (`recipes/
 Generating and grading are two steps; both go on where a killed run stopped. Whatever cannot be done here (data that is
 not there, a toolchain, a judge, a checkpoint that was never taught to infill) is refused by name in the results, without a
 score. The trade: a task is generated whole before it is graded, so the sandbox waits for the model. What it does not do:
-compare results (`eval.report`), or decide what is worth measuring (the suites).
+compare results (`eval.table`), or decide what is worth measuring (the suites).
 """
 
 from __future__ import annotations

@@ -31,8 +31,10 @@ from typing import Any
 import yaml
 
 from codetune.artifacts import MANIFEST, exclusive, fail, read_json, seal_folder, whole_folder, write_json
+from codetune.elsewhere import Reading, check_folder, older_tokenizer_config
 from codetune.lineage import Lineage, Stage, follow
 from codetune.model_card import PAPER_GRAMS_PER_KWH, Card, Licence, Score, write_card
+from codetune.paper import Figure, paper_value, read_paper
 from codetune.upload import Entry, Target, Uploaded, entries, upload
 
 README, NOTICE, LICENCE_TEXT, RESULTS = "README.md", "Notice", "LICENSE.txt", "results.json"
@@ -68,6 +70,7 @@ class Options:
     licence: str | None = None  # by the Hub's name, where the lineage does not tell it
     licence_file: Path | None = None  # the licence's text, where it must go along
     results: tuple[Path, ...] = ()
+    paper: Path | None = None  # the paper's numbers, typed from its tables
     incomplete_lineage: bool = False
     watts: float | None = None
     grams_per_kwh: float = PAPER_GRAMS_PER_KWH
@@ -83,6 +86,7 @@ class Prepared:
     card: Card
     files: tuple[Entry, ...]
     left_out: tuple[str, ...]  # files of the model's folder that stay here
+    readings: tuple[Reading, ...] = ()  # who can read it
     shortened: tuple[str, ...] = field(default=())  # paths of this machine that were cut to their last part
 
 
@@ -123,7 +127,7 @@ def prepare(lineage: Lineage, options: Options) -> Prepared:
         options.replace,
     )
     check_names(target)
-    scores, results = read_scores(stage, options.results)
+    scores, results = read_scores(stage, options.results, read_paper(options.paper))
     licence = Licence(options.licence, link=None) if options.licence else None
     if licence is not None and licence.id == "llama2":
         from codetune.model_card import LLAMA2
@@ -154,7 +158,9 @@ def prepare(lineage: Lineage, options: Options) -> Prepared:
             folder, public({**manifest, "published": {"hash": stage.hash, "run": stage.name, "kind": stage.kind}}, shortened)
         )
         refuse_private(folder)
-    return Prepared(place, target, stage, card, tuple(entries(place)), tuple(left_out), tuple(sorted(set(shortened))))
+        readings = () if stage.kind == "adapter" else tuple(check_folder(folder))
+    cut = tuple(sorted(set(shortened)))
+    return Prepared(place, target, stage, card, tuple(entries(place)), tuple(left_out), readings, cut)
 
 
 def refuse_incomplete(lineage: Lineage, options: Options) -> None:
@@ -188,7 +194,7 @@ def check_names(target: Target) -> None:
             raise ValueError(f"{key}={value}: git takes no such name; write letters, digits, dots, dashes and underscores")
 
 
-def read_scores(stage: Stage, paths: Sequence[Path]) -> tuple[list[Score], Any]:
+def read_scores(stage: Stage, paths: Sequence[Path], paper: Sequence[Figure] = ()) -> tuple[list[Score], Any]:
     """Results as lines of the card, and the file itself; none where none were given.
 
     Raises:
@@ -207,12 +213,12 @@ def read_scores(stage: Stage, paths: Sequence[Path]) -> tuple[list[Score], Any]:
                 f"{stage.folder} "
                 f"({stage.hash}). Evaluate this one, or leave the results out"
             )
-        scores += scores_of(results)
+        scores += scores_of(results, stage, paper)
         kept.append(results)
     return scores, None if not kept else kept[0] if len(kept) == 1 else {"results": kept}
 
 
-def scores_of(results: Mapping[str, Any]) -> list[Score]:
+def scores_of(results: Mapping[str, Any], stage: Stage, paper: Sequence[Figure] = ()) -> list[Score]:
     """Every score of a results file that has a value, with its settings in a few words."""
     found = []
     for task, facts in results["tasks"].items():
@@ -233,6 +239,7 @@ def scores_of(results: Mapping[str, Any]) -> list[Score]:
                         **interval,
                         problems=score.get("problems"),
                         settings=", ".join([*words, *([score["decoding"]] if score.get("decoding") else [])]),
+                        paper=paper_value(paper, facts, metric, stage.name, stage.size),
                         source=where,
                     )
                 )
@@ -303,6 +310,10 @@ def make_public(folder: Path, options: Options, shortened: list[str]) -> None:
     if recipe.is_file():
         tree = public(yaml.safe_load(recipe.read_text(encoding="utf-8")), shortened)
         recipe.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    if (folder / "config.json").is_file() and "rope_theta" not in read_json(folder / "config.json"):
+        from codetune.rope import write_older_dialect
+
+        write_older_dialect(folder)
     positions = (
         read_json(folder / "config.json").get("max_position_embeddings") if (folder / "config.json").is_file() else None
     )
@@ -314,8 +325,10 @@ def make_public(folder: Path, options: Options, shortened: list[str]) -> None:
         before = json.dumps(tree)
         for key in ("_name_or_path", "name_or_path"):
             tree.pop(key, None)
-        if name == "tokenizer_config.json" and positions:
-            tree["model_max_length"] = positions  # a lengthened model's tokenizer is its parent's, and says the parent's
+        if name == "tokenizer_config.json":
+            tree = older_tokenizer_config(tree)
+            if positions:
+                tree["model_max_length"] = positions  # a lengthened model's tokenizer is its parent's, and says the parent's
         if name == "adapter_config.json":
             tree["base_model_name_or_path"] = options.base_repository
         if json.dumps(tree) != before:
@@ -402,6 +415,7 @@ def describe(prepared: Prepared) -> str:
     lines = [f"publish: {prepared.stage.folder} to {where}", ""]
     lines += [f"  {file.size_bytes:>14,}  {file.sha256[:12]}  {file.path}" for file in prepared.files]
     lines += [f"  {total:>14,}  bytes in {len(prepared.files)} files, from {prepared.folder}", ""]
+    lines += [f"{reading.reader}: {reading.words}" for reading in prepared.readings]
     if prepared.left_out:
         lines.append(f"stays here: {', '.join(prepared.left_out)}")
     if prepared.shortened:
@@ -430,6 +444,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--licence", help="the Hub's name of the base's licence, where the lineage does not tell it")
     parser.add_argument("--licence-file", type=Path, help="the licence's text, where copies must carry it")
     parser.add_argument("--results", type=Path, action="append", default=[], help="results.json of this very checkpoint")
+    parser.add_argument(
+        "--paper", type=Path, help="the paper's numbers, to stand beside results of the same size and variant"
+    )
     parser.add_argument("--incomplete-lineage", action="store_true", help="publish although a parent is missing")
     parser.add_argument("--watts", type=float, help="power of a device, for the carbon estimate")
     parser.add_argument("--grams-per-kwh", type=float, default=PAPER_GRAMS_PER_KWH, help="of your electricity")

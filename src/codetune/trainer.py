@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -346,7 +347,7 @@ class SafeTraining(Trainer):
         if tokens == last_tokens or seconds == last_seconds:
             return {}
         rate = (tokens - last_tokens) / (seconds - last_seconds)
-        figures = {"tokens_per_second": round(rate, 1)}
+        figures = {"tokens_per_second": round(rate, 1), "memory_gib": round(most_memory_bytes() / 2**30, 3)}
         mfu = utilisation(rate, self.session.flops_per_token, self.session.peak_flops, self.accelerator.num_processes)
         return figures | ({} if mfu is None else {"mfu_percent": mfu})
 
@@ -559,6 +560,13 @@ def _start_worker(library: Callable[[int], None] | None, worker: int) -> None:
     leave_signals_to_parent()
     if library is not None:
         library(worker)
+
+
+def most_memory_bytes() -> int:
+    """The most that this process has held so far: on its GPU, or where it has none in the machine's memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def _whole(value: Any) -> Any:

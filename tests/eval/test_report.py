@@ -1,153 +1,346 @@
-"""Tables say which differences mean something; pictures are drawn from files, or say what is missing."""
+"""The report: what it shows is what the doors say, nothing in it runs that it did not bring, and a browser draws it."""
 
-import copy
+from __future__ import annotations
+
+import fcntl
+import html
 import json
 import math
+import os
+import random
+import re
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from codetune.artifacts import write_results
-from eval.pictures import attention_by_distance, draw_all
-from eval.report import compare, find_figure, main, paper_columns, read_paper
-from eval.scores import language_correlation
+from codetune.artifacts import read_json, write_json
+from eval import report as module
+from eval.runs import Curve, find_runs, read_run, thin_out
+
+pytestmark = pytest.mark.xdist_group("finished")
 
 
-def results_of(values: dict[str, float], name: str = "ours", benchmark: str = "humaneval", **model: Any) -> dict[str, Any]:
-    mean = sum(values.values()) / len(values)
-    score = {
-        "value": mean,
-        "low": mean - 0.07,
-        "high": mean + 0.07,
-        "problems": len(values),
-        "samples": 1,
-        "decoding": "greedy",
+@pytest.fixture(scope="module")
+def runs(finished_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of finished runs, with results of one of them, and one that was never finished."""
+    folder = Path(shutil.copytree(finished_runs, tmp_path_factory.mktemp("report") / "runs")) / "smoke"
+    add_results(folder / "stage1")
+    stopped = folder / "python"
+    stopped.mkdir()
+    shutil.copyfile(folder / "stage1" / "metrics.jsonl", stopped / "metrics.jsonl")
+    write_json(stopped / "ended.json", {"state": "stopped", "exit_code": 75})
+    return folder
+
+
+def add_results(run: Path) -> None:
+    from codetune.artifacts import model_hash
+
+    score = {"value": 0.25, "low": 0.1, "high": 0.4, "problems": 12, "samples": 1, "decoding": "greedy"}
+    tasks = {
+        "humaneval": {
+            "state": "done",
+            "settings": {"benchmark": "humaneval", "temperature": 0.0},
+            "scores": {"pass@1": score},
+        },
+        "mbpp": {"state": "refused", "why": "its data is not here <b>", "settings": {"benchmark": "mbpp"}},
     }
-    data = {"source": "here", "read": 164, "published": 164, "asked": len(values), "fingerprint": "f"}
-    task = {"state": "done", "settings": {"benchmark": benchmark, "temperature": 0.0}, "form": "unstripped", "data": data}
-    task |= {"scores": {"pass@1": score}, "per_problem": values}
-    refused = {"state": "refused", "why": "no data", "settings": {"benchmark": "mbpp"}}
-    return {
-        "suite": {"name": "s"},
-        "model": {"name": name, **model},
-        "tasks": {"one": task, "other": refused},
-        "versions": {},
-    }
+    for temperature, value in ((0.1, 0.3), (0.8, 0.2)):
+        settings = {"benchmark": "humaneval", "temperature": temperature, "samples": 10}
+        tasks[f"sweep-{temperature}"] = {
+            "state": "done",
+            "settings": settings,
+            "scores": {"pass@1": {**score, "value": value}},
+        }
+    results = {"format": 1, "model": {"name": "m", "hash": model_hash(run / "model")}, "tasks": tasks}
+    write_json(run / "eval" / "tiny" / "results.json", results)
+    lines = [
+        {"prompt_id": f"HumanEval/{number}", "sample": 0, "passed": number == 0, "reason": reason, "cut": text, "detail": ""}
+        for number, (reason, text) in enumerate(
+            [
+                ("passed", "    return 1\n"),
+                ("wrong-answer", "<script>document.title = 'broken'</script>"),
+                ("syntax", "def ("),
+            ]
+        )
+    ]
+    path = run / "eval" / "tiny" / "humaneval.grades.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"half')
 
 
-ALL = {f"HumanEval/{number}": float(number < 55) for number in range(164)}  # 33.5 %, as the paper has for 7B
+@pytest.fixture(scope="module")
+def page(runs: Path) -> Path:
+    return module.write_report(runs, runs / "report.html")
 
 
-def test_the_papers_figures_are_those_of_its_tables() -> None:
-    figures = read_paper()
-    task = {"settings": {"benchmark": "humaneval", "temperature": 0.0}, "form": "unstripped"}
-    wanted = {("Code Llama", "7B"): 33.5, ("Code Llama - Python", "34B"): 53.7, ("Unnatural Code Llama", "34B"): 62.2}
-    for (model, size), value in wanted.items():
-        found = find_figure(figures, task, "pass@1", (model,), size)
-        assert found is not None and found.value == value and found.table == "T2"
-    spm = {"settings": {"benchmark": "humaneval-infilling-single-line"}, "form": "spm"}
-    found = find_figure(figures, spm, "pass@1", ("Code Llama [LCFT=no]",), "13B")
-    assert found is not None and (found.value, found.table) == (85.9, "T14")
-    assert find_figure(figures, task, "pass@1", ("Code Llama",), "3B") is None
+# ---------------------------------------------------------------------------------------------------------------------
+# Curves
 
 
-def test_a_difference_within_the_interval_means_nothing() -> None:
-    ours = results_of(ALL, size="7b", stage="lcft")
-    lines = compare([ours], *paper_columns(ours["model"], None, None))
-    line = next(line for line in lines if line.startswith("one"))
-    assert line.split()[-7:-5] == ["[26.5,", "40.5]"] or "33.5" in line
-    assert "within our interval: means nothing" in line
-    low = copy.deepcopy(ours)
-    low["tasks"]["one"]["scores"]["pass@1"].update(value=0.1, low=0.05, high=0.15)
-    assert "outside our interval: -23.5" in "\n".join(compare([low], ("Code Llama",), "7B", True))
-    assert "another size" in "\n".join(compare([low], ("Code Llama",), "7B", False))
-    few = results_of({"HumanEval/0": 1.0}, size="7b", stage="lcft")
-    assert "1 of 164 problems: not comparable" in "\n".join(compare([few], ("Code Llama",), "7B", True))
-    assert "refused: no data" in "\n".join(lines)
+def test_a_curve_is_thinned_to_its_extremes() -> None:
+    values = [math.sin(place / 300) for place in range(10_000)]
+    values[6_543] = 40.0
+    values[1_234] = -7.0
+    points = thin_out([float(place) for place in range(10_000)], values, 400)
+    assert len(points) <= 400
+    assert (6_543.0, 40.0) in points and (1_234.0, -7.0) in points
+    assert points[0] == (0.0, values[0]) and points[-1] == (9_999.0, values[-1])
+    assert points == sorted(points)
+    assert thin_out([1.0, 2.0], [3.0, 4.0], 400) == [(1.0, 3.0), (2.0, 4.0)]
 
 
-def test_results_of_the_same_problems_are_compared_in_pairs() -> None:
-    better = {name: 1.0 if number < 75 else value for number, (name, value) in enumerate(ALL.items())}
-    text = "\n".join(compare([results_of(better), results_of(ALL, "theirs")], ("Code Llama",), "7B", False))
-    assert "(1) +12.2" in text and "differs" in text
-    text = "\n".join(compare([results_of(ALL), results_of(ALL, "theirs")], ("Code Llama",), "7B", False))
-    assert "+0.0 [+0.0, +0.0] means nothing" in text
-    other = results_of(ALL, "theirs")
-    other["tasks"]["one"]["form"] = "chat"
-    assert "other form or decoding: not comparable" in "\n".join(
-        compare([results_of(ALL), other], ("Code Llama",), "7B", False)
+def test_numbers_that_are_not_finite_are_left_out_and_counted() -> None:
+    curve = Curve()
+    for value in (1.0, float("nan"), float("inf"), None, "3", 2):
+        curve.add(0, value)
+    assert (curve.values, curve.not_finite) == ([1.0, 2.0], 4)
+
+
+def test_a_log_in_the_middle_of_being_written_is_read(tmp_path: Path) -> None:
+    run = tmp_path / "tiny" / "stage1"
+    run.mkdir(parents=True)
+    ledger = {"tokens": {"python": {"plain": 60, "psm": 30, "spm": 10}}}
+    more = {"tokens": {"python": {"plain": 70, "psm": 70, "spm": 60}}}
+    lines = [
+        {"step": 1, "tokens": 100, "loss": 3.0, "ledger": ledger},
+        {"step": 2, "tokens": 200, "loss": float("nan"), "ledger": more},
+        {"step": 2, "tokens": 200, "held_out/python/plain": 2.5, "context/128": 4.0, "key/256/0.2/found": 0.5},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "tok')
+    facts = read_run(run)
+    assert (facts.state, facts.steps, facts.tokens) == ("killed", 2, 200)
+    assert facts.curves["loss"].values == [3.0] and (facts.not_finite, facts.lines_not_read) == (1, 1)
+    assert facts.infilled["psm"].values == [0.3, 0.4] and facts.infilled["spm"].values == [0.1, 0.5]  # of 100 tokens each
+    assert facts.held_out["python", "plain"].values == [2.5]
+    assert facts.context == {128: 4.0} and facts.keys == {(256, 0.2): 0.5}
+
+
+def test_the_state_of_a_run_is_told_from_its_folder(runs: Path, tmp_path: Path) -> None:
+    states = {run.name: run.state for run in find_runs(runs)}
+    assert (
+        states["stage1"] == states["lcft"] == states["base"] == states["init"] == "finished"
+        and states["python"] == "stopped"
     )
+    broken = Path(shutil.copytree(runs / "lcft", tmp_path / "smoke" / "lcft"))
+    (broken / "model" / "config.json").unlink()
+    assert read_run(broken).notes == ["model: config.json is missing"]
+    descriptor = os.open(broken / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert read_run(broken).state == "running"
+    os.close(descriptor)
 
 
-def test_scores_at_other_temperatures_have_their_own_rows_in_the_paper() -> None:
-    task = {"settings": {"benchmark": "humaneval", "temperature": 0.1}, "form": "unstripped"}
-    found = find_figure(read_paper(), task, "pass@100", ("Code Llama [FIM=yes,LCFT=no]",), "7B")
-    assert found is not None and (found.value, found.table) == (48.8, "T5")
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
 
 
-def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ours = results_of(ALL)
-    ours["tasks"]["keys"] = {
-        "state": "done",
-        "settings": {"benchmark": "keys"},
-        "scores": {f"key/{tokens}/{depth:g}/found": 0.5 for tokens in (64, 128) for depth in (0.0, 0.4)},
-    }
-    ours["tasks"]["context"] = {
-        "state": "done",
-        "settings": {"benchmark": "context"},
-        "scores": {"last/64": 3.0, "last/128": 2.5, "position/64": 3.1, "documents": 2.0},
-    }
-    for temperature in (0.1, 0.8):
-        task = copy.deepcopy(ours["tasks"]["one"])
-        task["settings"]["temperature"] = temperature
-        task["scores"]["pass@1"]["decoding"] = "sampled"
-        ours["tasks"][f"t{temperature}"] = task
-    ours["tasks"]["lines"] = {"state": "done", "settings": {"benchmark": "lcc-python"}, "scores": {}}
-    row = {"prompt_tokens": 100, "figures": {"exact_match": 1.0}}
-    (tmp_path / "lines.grades.jsonl").write_text(f"{json.dumps(row)}\n" * 6)
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "metrics.jsonl").write_text('{"tokens": 10, "loss": 5.0}\n{"tokens": 20, "loss": 4.0}\n')
-    write_results(tmp_path, ours)
-    main([str(tmp_path), "--pictures", str(tmp_path / "pictures"), "--runs", str(run)])
-    text = capsys.readouterr().out
-    drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
-    assert drawn == {"figure4a", "figure4b", "figure5", "figure6", "figure9a", "figure9b"}
-    assert "figure3: not drawn: a correlation takes MultiPL-E results of three checkpoints" in text
+def test_the_page_says_what_the_manifests_say(page: Path, runs: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    manifest = read_json(runs / "lcft" / "model" / "manifest.json")
+    assert f"{manifest['tokens']:,}" in text and "1,000,000" in text
+    specs = json.loads(re.findall(r'<script type="application/json" id="specs">(.*?)</script>', text, re.DOTALL)[0])
+    mix = next(spec for spec in specs if spec.get("mark", {}).get("type") == "bar")
+    shares = {(value["n"], value["s"]): value["v"] for value in mix["data"]["values"]}
+    first = next(run for run in find_runs(runs) if run.rows and run.ledger)
+    read = {name: sum(layouts.values()) for name, layouts in first.ledger["tokens"].items()}
+    for name, count in read.items():
+        assert shares[name, "realised"] == pytest.approx(count / sum(read.values()), rel=1e-4)
+        assert shares[name, "planned"] == first.rows["sources"][name]["share"]
+    assert "25.0 <span" in text and "10.0 to 40.0, n 12" in text
+    assert page.stat().st_size < 3e6
 
 
-def test_correlations_are_drawn_from_three_checkpoints(tmp_path: Path) -> None:
-    rows = [{"cpp": 0.1, "java": 0.2}, {"cpp": 0.2, "java": 0.4}, {"cpp": 0.3, "java": 0.5}]
-    several = []
-    for row in rows:
-        one = results_of(ALL)
-        one["tasks"] = {k: results_of({"p": v}, benchmark=f"multipl-e-{k}")["tasks"]["one"] for k, v in row.items()}
-        several.append(one)
-    lines = draw_all(several, [tmp_path] * 3, [], tmp_path / "pictures")
-    assert lines[0].startswith("figure3") and (tmp_path / "pictures" / "figure3.png").is_file()
+def test_words_of_recipes_and_models_are_shown_and_never_run(page: Path, runs: Path, tmp_path: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;script&gt;document.title = &#39;broken&#39;&lt;/script&gt;" in text
+    assert "its data is not here &lt;b&gt;" in text
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    run = folder / "</script><script>alert(2)</script>".replace("/", "\u2215")
+    run.mkdir(parents=True)
+    shutil.copyfile(runs / "stage1" / "metrics.jsonl", run / "metrics.jsonl")
+    found = module.render(find_runs(folder), folder.name).replace(module.library(), "")
+    assert "<img" not in found and "<script>alert" not in found and "\\u003cscript\\u003ealert(2)" in found
 
 
-def test_the_papers_seven_7b_models_correlate_as_in_worked_figures() -> None:
-    """Pearson over Table 11's seven rows of 7B models, worked out with pandas."""
-    wanted = {("cpp", "py"): 0.928, ("java", "cpp"): 0.963, ("cs", "java"): 0.975, ("sh", "php"): 0.931, ("ts", "py"): 0.477}
-    rows: dict[str, dict[str, float]] = {}
-    for one in read_paper():
-        if one.table == "T11" and one.size == "7B" and one.benchmark.startswith("multipl-e-"):
-            rows.setdefault(one.model, {})[one.benchmark.removeprefix("multipl-e-")] = one.value
-    assert len(rows) == 7
-    found = language_correlation(
-        [{name: row[name] for name in ("py", "cpp", "java", "php", "ts", "cs", "sh")} for row in rows.values()]
+def test_nothing_is_fetched(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    policy = html.unescape(re.findall(r'Content-Security-Policy" content="([^"]*)"', text)[0])
+    assert "default-src 'none'" in policy and "connect-src 'none'" in policy
+    outside = text.replace(module.library(), "")
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", outside)
+
+
+def test_results_of_another_checkpoint_are_not_shown(runs: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(runs / "stage1", tmp_path / "smoke" / "stage1"))
+    results = read_json(copy / "eval" / "tiny" / "results.json")
+    results["model"]["hash"] = "another"
+    write_json(copy / "eval" / "tiny" / "results.json", results)
+    facts = read_run(copy)
+    assert facts.results == {} and facts.notes == ["eval/tiny: results of another checkpoint (hash another), not shown"]
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path, runs: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder; a report needs runs"):
+        module.write_report(tmp_path / "tiny", tmp_path / "x.html")
+    with pytest.raises(ValueError, match="no run in it; make one first"):
+        module.write_report(tmp_path, tmp_path / "x.html")
+    with pytest.raises(ValueError, match="no run lcftt there; there are init, base, stage1"):
+        module.write_report(runs, tmp_path / "x.html", ["lcftt"])
+
+
+def test_a_run_of_a_hundred_thousand_logged_steps_is_a_small_page_in_seconds(tmp_path: Path) -> None:
+    run = tmp_path / "tiny" / "stage1"
+    run.mkdir(parents=True)
+    write_long_log(run / "metrics.jsonl", 100_000)
+    start = time.process_time()
+    out = module.write_report(run.parent, tmp_path / "report.html")
+    assert time.process_time() - start < 10 and out.stat().st_size < 5e6
+    facts = read_run(run)
+    assert facts.steps == 100_000 and len(facts.curves["loss"].values) == 100_000
+
+
+def write_long_log(path: Path, steps: int) -> None:
+    """A log as training writes it, ledger and all."""
+    draw = random.Random(0)
+    with path.open("w") as file:
+        for step in range(1, steps + 1):
+            tokens = {name: {"plain": step * 50, "psm": step * 40, "spm": step * 40} for name in ("python", "cpp", "text")}
+            record: dict[str, Any] = {
+                "step": step,
+                "tokens": step * 4096,
+                "loss": 2 + draw.random(),
+                "grad_norm": draw.random(),
+            }
+            record |= {"learning_rate": 1e-3, "tokens_per_second": 7000 + draw.random(), "mfu_percent": 15.0}
+            file.write(
+                json.dumps(record | {"ledger": {"tokens": tokens, "padding": 0, "rows": step, "seconds": step}}) + "\n"
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Watching
+
+
+@pytest.fixture
+def watching(runs: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path / "smoke"
+    shutil.copytree(runs / "python", folder / "python")
+    server = module.serve(folder, (), 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert server.server_address[0] == "127.0.0.1"
+    yield f"http://127.0.0.1:{server.server_port}", folder
+    server.shutdown()
+    server.server_close()
+
+
+def fetch(address: str, host: str | None = None) -> str:
+    request = urllib.request.Request(address, headers={"Host": host} if host else {})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read().decode()
+
+
+def test_the_watched_page_follows_the_run(watching: tuple[str, Path]) -> None:
+    address, folder = watching
+    assert "stopped, goes on" in fetch(address) and "connect-src &#39;self&#39;" in fetch(address)
+    before = fetch(f"{address}/version")
+    with (folder / "python" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 9_999, "tokens": 98_765_432, "loss": 1.0}) + "\n")
+    assert fetch(f"{address}/version") != before
+    assert "98,765,432" in fetch(address)
+
+
+def test_the_watched_page_is_for_this_machine_alone(watching: tuple[str, Path]) -> None:
+    address, _ = watching
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        fetch(address, host="evil.example:80")
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        fetch(f"{address}/../../etc/passwd")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, headless."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    if executable is None:
+        pytest.skip("no chromium here (Debian: apt install chromium), so that no page is opened in a browser")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright here, so that no page is opened in a browser"
     )
-    for pair, value in wanted.items():
-        assert found[pair] == pytest.approx(value, abs=6e-4)
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
-def test_attention_falls_more_slowly_with_the_larger_base() -> None:
-    distances = np.array([0, 1, 10_000])
-    small, large = (attention_by_distance(distances, base) for base in (1e4, 1e6))
-    assert small[0] == large[0] == 1.0
-    # one frequency of 1 (dimension 2): cos(distance)
-    assert attention_by_distance(np.array([1]), 1e4, 2)[0] == pytest.approx(math.cos(1))
-    assert large[2] > small[2]
+def open_page(browser: Any, address: str, scheme: str = "light", width: int = 1200) -> tuple[Any, list[str]]:
+    """The page, drawn, and everything that was said on its console or asked of a network."""
+    context = browser.new_context(
+        color_scheme=scheme, viewport={"width": width, "height": 800}, offline=address.startswith("file")
+    )
+    tab = context.new_page()
+    said: list[str] = []
+    tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: said.append(request.url) if not request.url.startswith(("data:", address)) else None)
+    tab.goto(address)
+    tab.wait_for_selector("body[data-drawn]", timeout=120_000)
+    return tab, said
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
+def test_a_browser_draws_every_chart_without_a_word(browser: Any, page: Path, scheme: str, width: int) -> None:
+    tab, said = open_page(browser, page.as_uri(), scheme, width)
+    assert said == []
+    wanted = tab.locator("[data-chart]").count()
+    assert wanted >= 10 and tab.locator("[data-chart] svg").count() == wanted
+    assert tab.locator("[data-chart] svg path[d]").count() > wanted
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width  # a phone scrolls tables, not the page
+    assert tab.title() == "smoke: codetune report"  # the completion's script did not run
+    dark = tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 21, 27)"
+    assert dark == (scheme == "dark")
+    tab.locator("#scheme").click()
+    tab.wait_for_selector(f"html[data-scheme={'light' if dark else 'dark'}]")
+    tab.context.close()
+
+
+def test_first_paint_is_within_a_second_and_tables_sort(browser: Any, page: Path) -> None:
+    tab, _ = open_page(browser, page.as_uri())
+    paint = tab.evaluate(
+        "performance.getEntriesByType('paint').find((entry) => entry.name === 'first-contentful-paint').startTime"
+    )
+    assert paint < 1000 or os.getloadavg()[0] > 2 * (os.cpu_count() or 1)  # of a machine that has time for it
+    table = tab.locator("#pipeline table")
+    heading = table.locator("th", has_text="last loss")
+
+    def column() -> list[str]:
+        return [row.locator("td").nth(6).inner_text() for row in table.locator("tbody tr").all()]
+
+    heading.click()
+    numbers = [float(text) for text in column() if text != "-"]
+    assert numbers == sorted(numbers) and len(set(numbers)) > 1 and column()[-1] == "-"
+    heading.click()
+    assert [float(text) for text in column() if text != "-"] == sorted(numbers, reverse=True) and column()[-1] == "-"
+    tab.context.close()
+
+
+def test_answers_are_found_by_verdict_and_words(browser: Any, page: Path) -> None:
+    tab, _ = open_page(browser, page.as_uri())
+    answers = tab.locator("details.browser", has_text="Answers: tiny/humaneval")
+    answers.locator("summary").click()
+    assert answers.locator("article:visible").count() == 3
+    answers.locator("select").select_option("wrong-answer")
+    assert answers.locator("article:visible").count() == 1
+    answers.locator("select").select_option("")
+    answers.locator("input").fill("def (")
+    assert answers.locator("article:visible").all_inner_texts()[0].startswith("HumanEval/2")
+    tab.context.close()

@@ -1,0 +1,172 @@
+"""Results beside each other and beside the paper's: `make eval-table`, and pictures.
+
+What comes in: results files (door 3) and `paper.csv`, typed from the paper's tables. What goes out: a table with
+intervals that says of each difference whether it can mean anything, and pictures in the form of the paper's figures with
+our numbers.
+
+    python -m eval.table runs/tiny/stage1/eval/tiny
+    python -m eval.table OURS OTHER --paper-model "Code Llama" --paper-size 7B --pictures pictures
+
+Two results of the same problems are compared problem by problem; the paper's numbers have no problems to pair, so a
+difference from them says nothing while theirs lies in our interval. Another size than the paper's is marked: it is there
+for scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from codetune.artifacts import fail, read_results
+from codetune.paper import VARIANTS, Figure
+from eval.scores import paired_difference
+
+PAPER = Path(__file__).with_name("paper.csv")
+IN_UNITS = ("sentiment",)  # figures of the paper that are no percentages
+
+
+def read_paper(path: Path = PAPER) -> list[Figure]:
+    """The paper's numbers.
+
+    Raises:
+        ValueError: a line that is none.
+    """
+    figures = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            try:
+                figures.append(Figure(**{**row, "value": float(row["value"])}))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {number}: not a figure ({error})") from error
+    return figures
+
+
+def find_figure(
+    figures: Sequence[Figure], task: Mapping[str, Any], metric: str, models: Sequence[str], size: str
+) -> Figure | None:
+    """The paper's number for a score: same benchmark, form and metric; the first of the models that has one."""
+    settings = task["settings"]
+    benchmark, form = settings["benchmark"], task.get("form", "")
+    sampled = settings.get("temperature", 0) not in (0, 0.6, 0.8)
+    wanted = f"{form} T={settings['temperature']:g}" if sampled else form
+    for model in models:
+        for one in figures:
+            same = (one.benchmark, one.form, one.metric) == (benchmark, wanted, metric)
+            if same and (one.model, one.size) == (model, size):
+                return one
+    return None
+
+
+def compare(results: Sequence[Mapping[str, Any]], models: Sequence[str], size: str, own_size: bool) -> list[str]:
+    """The table's lines."""
+    first, figures = results[0], read_paper()
+    names = [str(one["model"]["name"]) for one in results]
+    lines = [f"ours: {names[0]}, suite {first['suite']['name']}"]
+    for number, one in enumerate(results[1:], 1):
+        lines.append(f"beside it ({number}): {names[number]}, suite {one['suite']['name']}")
+    lines.append(f"paper: {models[0]} {size}{'' if own_size else ', another size: for scale only'}")
+    heads = "".join(f"{f'({number})':>24}" for number in range(1, len(results)))
+    lines.append(f"{'task':<24}{'score':<26}{'ours':>22}{heads}{'paper':>8}  remark")
+    for name, task in first["tasks"].items():
+        if task["state"] != "done":
+            lines.append(f"{name:<24}{task['state']}: {task.get('why', '')[:90]}")
+            continue
+        for metric, score in task["scores"].items():
+            if score is None:
+                lines.append(f"{name:<24}{metric:<26}{'undefined':>22}")
+                continue
+            others, remarks = [], []
+            for number, other in enumerate(results[1:], 1):
+                found = other["tasks"].get(name, {})
+                theirs = (found.get("scores") or {}).get(metric)
+                others.append(f"{shown(theirs):>24}")
+                if isinstance(score, dict) and isinstance(theirs, dict):
+                    remarks.append(f"({number}) {difference(task, found, metric)}")
+            paper = find_figure(figures, task, metric, models, size)
+            if paper is not None:
+                remarks.append(against_paper(score, paper, own_size, task))
+            value = "" if paper is None else f"{paper.value:g}"
+            cells = f"{name:<24}{metric:<26}{shown(score):>22}{''.join(others)}{value:>8}"
+            lines.append(f"{cells}  {'; '.join(remarks)}".rstrip())
+    return lines
+
+
+def shown(score: Any) -> str:
+    """A score as text: per cent with its interval, or a figure as it is."""
+    if isinstance(score, dict):
+        return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+    return "-" if score is None else f"{score:.4f}"
+
+
+def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], metric: str) -> str:
+    """What the difference of two results of one task means, by problems that both have."""
+    if metric != next(iter(ours["scores"])) or not ours.get("per_problem") or not theirs.get("per_problem"):
+        return "not paired"
+    if ours["data"]["fingerprint"] != theirs["data"]["fingerprint"]:
+        return "other problems or limits: not comparable"
+    if (ours.get("form"), decoding(ours)) != (theirs.get("form"), decoding(theirs)):
+        return "other form or decoding: not comparable"
+    mean, low, high = paired_difference(ours["per_problem"], theirs["per_problem"])
+    meaning = "means nothing" if low <= 0 <= high else "differs"
+    return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {meaning}"
+
+
+def decoding(task: Mapping[str, Any]) -> Any:
+    score = next(iter(task["scores"].values()))
+    return score.get("decoding") if isinstance(score, dict) else None
+
+
+def against_paper(score: Any, paper: Figure, own_size: bool, task: Mapping[str, Any]) -> str:
+    """What a difference from the paper's number means."""
+    if not isinstance(score, dict):
+        return ""
+    part = task.get("data", {})
+    if part.get("published") and part["asked"] < part["read"] and not task["settings"]["benchmark"].startswith("mbpp"):
+        return f"{part['asked']} of {part['published']} problems: not comparable"
+    if not own_size:
+        return "another size"
+    scale = 1 if paper.metric in IN_UNITS else 100
+    inside = scale * score["low"] <= paper.value <= scale * score["high"]
+    if inside:
+        return "within our interval: means nothing"
+    return f"outside our interval: {scale * score['value'] - paper.value:+.1f}"
+
+
+def paper_columns(model: Mapping[str, Any], name: str | None, size: str | None) -> tuple[tuple[str, ...], str, bool]:
+    """Which rows of the paper stand beside this model, of which size, and whether that is the model's own."""
+    stage = str(model.get("stage") or "stage1").split("-no-")[0]
+    models = (name,) if name else VARIANTS.get(stage, VARIANTS["stage1"])
+    own = str(model.get("size") or "").upper()
+    known = own in ("7B", "13B", "34B", "70B")
+    wanted = size or (own if known else "7B")
+    return models, wanted, own == wanted
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table, and draw what can be drawn."""
+    parser = argparse.ArgumentParser(prog="python -m eval.table", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", nargs="+", type=Path, help="results.json or its folder; the first is ours")
+    parser.add_argument("--paper-model", help="rows of paper.csv, such as `Code Llama - Python`; none: those of the stage")
+    parser.add_argument("--paper-size", help="7B, 13B, 34B or 70B; none: the model's own, else 7B")
+    parser.add_argument("--pictures", type=Path, help="folder for pictures")
+    parser.add_argument("--runs", nargs="*", type=Path, default=[], help="folders of training runs, for loss curves")
+    given = parser.parse_args(arguments)
+    try:
+        results = [read_results(path) for path in given.results]
+        models, size, own_size = paper_columns(results[0]["model"], given.paper_model, given.paper_size)
+        print("\n".join(compare(results, models, size, own_size)))
+        if given.pictures is not None:
+            from eval.pictures import draw_all
+
+            folders = [path if path.is_dir() else path.parent for path in given.results]
+            for line in draw_all(results, folders, given.runs, given.pictures):
+                print(line)
+    except ValueError as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    main()

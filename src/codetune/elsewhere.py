@@ -1,0 +1,145 @@
+"""Who can read a folder that is published, by what its files say: transformers 5 and 4, vLLM, converters to GGUF.
+
+What comes in: the folder that goes. What goes out: one line per reader, and problems that nobody should meet after
+downloading: generation that would not stop, a RoPE base that older readers would not see, weights that their index does not
+name, more token ids than rows. Problems refuse the publication; what a reader cannot do is said.
+
+What each reader needs is written down here as its sources have it: vLLM takes the architecture by `architectures` and the
+RoPE base from `rope_parameters` or, in versions on transformers 4, `rope_theta`; llama.cpp's converter takes vocabularies of
+SentencePiece (or BPE with byte fallback) by themselves, and byte-level ones only where it knows their pre-tokenizer. What it
+does not do: load weights, or run any of these readers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codetune.lineage import safetensors_header
+from codetune.tokens import END
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one reader makes of the folder."""
+
+    reader: str
+    words: str
+
+
+def older_tokenizer_config(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer's configuration in words that transformers 4 knows too; version 5 reads it to the same ids.
+
+    Version 5 writes a class that 4 does not have, and a list where 4 expects a mapping.
+    """
+    if tree.get("tokenizer_class") != "TokenizersBackend":
+        return tree
+    changed = {key: value for key, value in tree.items() if key not in ("backend", "extra_special_tokens")}
+    changed["tokenizer_class"] = "PreTrainedTokenizerFast"
+    extra = tree.get("extra_special_tokens")
+    if isinstance(extra, list):
+        changed["additional_special_tokens"] = extra
+    elif extra is not None:
+        changed["extra_special_tokens"] = extra
+    return changed
+
+
+def check_folder(folder: Path) -> list[Reading]:
+    """One line per reader.
+
+    Raises:
+        ValueError: whoever downloads this would be misled; the message says by which file.
+    """
+    config, tokenizer = _json(folder / "config.json"), _json(folder / "tokenizer.json")
+    names = _json(folder / "tokenizer_config.json")
+    problems = [
+        *_positions(config),
+        *_stops(_json(folder / "generation_config.json"), tokenizer, names),
+        *_rows(config, tokenizer),
+        *_index(folder),
+    ]
+    if problems:
+        raise ValueError(f"{folder}: not fit to be published: {'; '.join(problems)}")
+    architectures = config.get("architectures") or []
+    base = (config.get("rope_parameters") or {}).get("rope_theta")
+    return [
+        Reading("transformers 5", ", ".join(architectures)),
+        Reading(
+            "transformers 4",
+            f"tokenizer class {names.get('tokenizer_class', 'by default')}, rope_theta {config.get('rope_theta', base):g}",
+        ),
+        Reading("vLLM", f"{architectures[0] if architectures else 'no architecture named'}, tokenizer.json, safetensors"),
+        Reading("GGUF", gguf_vocabulary(folder, tokenizer)),
+    ]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _positions(config: dict[str, Any]) -> list[str]:
+    """Both spellings of the RoPE base say the same."""
+    new, old = config.get("rope_parameters") or {}, config.get("rope_theta")
+    found = []
+    if new.get("rope_theta") is None or old is None or float(new["rope_theta"]) != float(old):
+        found.append(
+            f"config.json: rope_parameters say base {new.get('rope_theta')}, rope_theta says {old}; older readers need both"
+        )
+    factor, scaling = new.get("factor"), config.get("rope_scaling") or {}
+    if new.get("rope_type", "default") != "default" and factor != scaling.get("factor"):
+        found.append(f"config.json: rope_parameters divide positions by {factor}, rope_scaling by {scaling.get('factor')}")
+    if not config.get("max_position_embeddings"):
+        found.append("config.json: no max_position_embeddings")
+    return found
+
+
+def _stops(generation: dict[str, Any], tokenizer: dict[str, Any], names: dict[str, Any]) -> list[str]:
+    """Generation stops at the end of a text, and of a middle where the vocabulary has that token."""
+    value = generation.get("eos_token_id")
+    stops = set(value if isinstance(value, list) else [] if value is None else [value])
+    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    eos = names.get("eos_token")
+    wanted = {eos.get("content") if isinstance(eos, dict) else eos: "the end of a text", END: "the end of a middle"}
+    return [
+        f"generation_config.json: generation would not stop at {what} ({name})"
+        for name, what in wanted.items()
+        if name in added and added[name] not in stops
+    ]
+
+
+def _rows(config: dict[str, Any], tokenizer: dict[str, Any]) -> list[str]:
+    pieces = tokenizer.get("model", {}).get("vocab", {})
+    ids = [
+        *(pieces.values() if isinstance(pieces, dict) else range(len(pieces))),
+        *(token["id"] for token in tokenizer.get("added_tokens", [])),
+    ]
+    highest, rows = max(ids, default=-1), config.get("vocab_size", 0)
+    return [f"tokenizer.json: ids up to {highest}, and config.json: {rows} rows"] if highest >= rows else []
+
+
+def _index(folder: Path) -> list[str]:
+    """Every weight that the index names is in its file, and no other."""
+    index = _json(folder / INDEX).get("weight_map")
+    shards = sorted(folder.glob("model*.safetensors"))
+    if index is None:
+        return [f"{len(shards)} files of weights and no {INDEX}"] if len(shards) > 1 else []
+    there = {name: path.name for path in shards for name in safetensors_header(path)}
+    return [] if there == index else [f"{INDEX}: it does not name the weights that the files hold"]
+
+
+def gguf_vocabulary(folder: Path, tokenizer: dict[str, Any]) -> str:
+    """What a converter to GGUF makes of the vocabulary."""
+    model = tokenizer.get("model", {})
+    if (folder / "tokenizer.model").is_file():
+        return "vocabulary of SentencePiece (tokenizer.model): converts"
+    if model.get("type") == "BPE" and model.get("byte_fallback"):
+        return "BPE with byte fallback (tokenizer.json): converts as a Llama vocabulary"
+    if model.get("type") == "BPE":
+        return (
+            "byte-level BPE: converts only where the converter knows this pre-tokenizer, which a vocabulary made here is not"
+        )
+    return f"vocabulary of type {model.get('type')}: does not convert"

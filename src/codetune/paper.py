@@ -1,0 +1,75 @@
+"""The paper's numbers beside ours: which of its rows is like a stage of ours.
+
+What comes in: a data file typed from the paper's tables (table, benchmark, form, metric, model, size, value), a task of a
+results file, and the stage and size of the checkpoint. What goes out: the paper's number for the same size and variant, or
+None: a number of another size is not shown beside ours.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+VARIANTS = {  # a stage here -> the paper's rows that are like it, the nearest first
+    "stage1": ("Code Llama [LCFT=no]", "Code Llama [FIM=yes,LCFT=no]", "Code Llama"),
+    "lcft": ("Code Llama", "Code Llama [LCFT=yes]", "Code Llama [FIM=yes,LCFT=yes]"),
+    "python": ("Code Llama - Python [FIM=no,LCFT=no]", "Code Llama - Python"),
+    "python-lcft": ("Code Llama - Python", "Code Llama - Python [FIM=no,LCFT=yes]"),
+    "instruct": ("Code Llama - Instruct",),
+    "unnatural": ("Unnatural Code Llama",),
+    "base": ("Llama 2", "Llama 2 [FIM=no,LCFT=no]"),
+}
+USUAL_TEMPERATURES = (0, 0.6, 0.8)  # those of the tables; others are of the sweep, and say so in their form
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the paper, in its own units (per cent)."""
+
+    table: str
+    benchmark: str
+    form: str
+    metric: str
+    model: str
+    size: str
+    value: float
+
+
+def read_paper(path: Path | None) -> list[Figure]:
+    """The paper's numbers; none where there is no file.
+
+    Raises:
+        ValueError: a line that is none.
+    """
+    if path is None or not path.is_file():
+        return []
+    figures = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            try:
+                figures.append(Figure(**{**row, "value": float(row["value"])}))
+            except (TypeError, ValueError, KeyError) as error:
+                raise ValueError(f"{path}, line {number}: not a figure of the paper ({error})") from error
+    return figures
+
+
+def paper_value(figures: Iterable[Figure], task: Mapping[str, Any], metric: str, stage: str, size: str) -> float | None:
+    """The paper's number for the same benchmark, form, metric, size and variant.
+
+    Example: humaneval, pass@1, lcft, 7b -> the row `Code Llama`, 7B
+    """
+    settings = task.get("settings") or {}
+    temperature, form = settings.get("temperature", 0), task.get("form") or settings.get("form") or ""
+    wanted = form if temperature in USUAL_TEMPERATURES else f"{form} T={temperature:g}"
+    known = sorted(VARIANTS, key=len, reverse=True)
+    variant = next((name for name in known if stage == name or stage.startswith(f"{name}-")), None)
+    found = {
+        one.model: one.value
+        for one in figures
+        if (one.benchmark, one.form, one.metric) == (settings.get("benchmark"), wanted, metric)
+        and one.size.lower() == size.lower()
+    }
+    return next((found[model] for model in VARIANTS.get(variant or "", ()) if model in found), None)

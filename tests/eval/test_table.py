@@ -1,0 +1,153 @@
+"""Tables say which differences mean something; pictures are drawn from files, or say what is missing."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codetune.artifacts import write_results
+from eval.pictures import attention_by_distance, draw_all
+from eval.scores import language_correlation
+from eval.table import compare, find_figure, main, paper_columns, read_paper
+
+
+def results_of(values: dict[str, float], name: str = "ours", benchmark: str = "humaneval", **model: Any) -> dict[str, Any]:
+    mean = sum(values.values()) / len(values)
+    score = {
+        "value": mean,
+        "low": mean - 0.07,
+        "high": mean + 0.07,
+        "problems": len(values),
+        "samples": 1,
+        "decoding": "greedy",
+    }
+    data = {"source": "here", "read": 164, "published": 164, "asked": len(values), "fingerprint": "f"}
+    task = {"state": "done", "settings": {"benchmark": benchmark, "temperature": 0.0}, "form": "unstripped", "data": data}
+    task |= {"scores": {"pass@1": score}, "per_problem": values}
+    refused = {"state": "refused", "why": "no data", "settings": {"benchmark": "mbpp"}}
+    return {
+        "suite": {"name": "s"},
+        "model": {"name": name, **model},
+        "tasks": {"one": task, "other": refused},
+        "versions": {},
+    }
+
+
+ALL = {f"HumanEval/{number}": float(number < 55) for number in range(164)}  # 33.5 %, as the paper has for 7B
+
+
+def test_the_papers_figures_are_those_of_its_tables() -> None:
+    figures = read_paper()
+    task = {"settings": {"benchmark": "humaneval", "temperature": 0.0}, "form": "unstripped"}
+    wanted = {("Code Llama", "7B"): 33.5, ("Code Llama - Python", "34B"): 53.7, ("Unnatural Code Llama", "34B"): 62.2}
+    for (model, size), value in wanted.items():
+        found = find_figure(figures, task, "pass@1", (model,), size)
+        assert found is not None and found.value == value and found.table == "T2"
+    spm = {"settings": {"benchmark": "humaneval-infilling-single-line"}, "form": "spm"}
+    found = find_figure(figures, spm, "pass@1", ("Code Llama [LCFT=no]",), "13B")
+    assert found is not None and (found.value, found.table) == (85.9, "T14")
+    assert find_figure(figures, task, "pass@1", ("Code Llama",), "3B") is None
+
+
+def test_a_difference_within_the_interval_means_nothing() -> None:
+    ours = results_of(ALL, size="7b", stage="lcft")
+    lines = compare([ours], *paper_columns(ours["model"], None, None))
+    line = next(line for line in lines if line.startswith("one"))
+    assert line.split()[-7:-5] == ["[26.5,", "40.5]"] or "33.5" in line
+    assert "within our interval: means nothing" in line
+    low = copy.deepcopy(ours)
+    low["tasks"]["one"]["scores"]["pass@1"].update(value=0.1, low=0.05, high=0.15)
+    assert "outside our interval: -23.5" in "\n".join(compare([low], ("Code Llama",), "7B", True))
+    assert "another size" in "\n".join(compare([low], ("Code Llama",), "7B", False))
+    few = results_of({"HumanEval/0": 1.0}, size="7b", stage="lcft")
+    assert "1 of 164 problems: not comparable" in "\n".join(compare([few], ("Code Llama",), "7B", True))
+    assert "refused: no data" in "\n".join(lines)
+
+
+def test_results_of_the_same_problems_are_compared_in_pairs() -> None:
+    better = {name: 1.0 if number < 75 else value for number, (name, value) in enumerate(ALL.items())}
+    text = "\n".join(compare([results_of(better), results_of(ALL, "theirs")], ("Code Llama",), "7B", False))
+    assert "(1) +12.2" in text and "differs" in text
+    text = "\n".join(compare([results_of(ALL), results_of(ALL, "theirs")], ("Code Llama",), "7B", False))
+    assert "+0.0 [+0.0, +0.0] means nothing" in text
+    other = results_of(ALL, "theirs")
+    other["tasks"]["one"]["form"] = "chat"
+    assert "other form or decoding: not comparable" in "\n".join(
+        compare([results_of(ALL), other], ("Code Llama",), "7B", False)
+    )
+
+
+def test_scores_at_other_temperatures_have_their_own_rows_in_the_paper() -> None:
+    task = {"settings": {"benchmark": "humaneval", "temperature": 0.1}, "form": "unstripped"}
+    found = find_figure(read_paper(), task, "pass@100", ("Code Llama [FIM=yes,LCFT=no]",), "7B")
+    assert found is not None and (found.value, found.table) == (48.8, "T5")
+
+
+def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = results_of(ALL)
+    ours["tasks"]["keys"] = {
+        "state": "done",
+        "settings": {"benchmark": "keys"},
+        "scores": {f"key/{tokens}/{depth:g}/found": 0.5 for tokens in (64, 128) for depth in (0.0, 0.4)},
+    }
+    ours["tasks"]["context"] = {
+        "state": "done",
+        "settings": {"benchmark": "context"},
+        "scores": {"last/64": 3.0, "last/128": 2.5, "position/64": 3.1, "documents": 2.0},
+    }
+    for temperature in (0.1, 0.8):
+        task = copy.deepcopy(ours["tasks"]["one"])
+        task["settings"]["temperature"] = temperature
+        task["scores"]["pass@1"]["decoding"] = "sampled"
+        ours["tasks"][f"t{temperature}"] = task
+    ours["tasks"]["lines"] = {"state": "done", "settings": {"benchmark": "lcc-python"}, "scores": {}}
+    row = {"prompt_tokens": 100, "figures": {"exact_match": 1.0}}
+    (tmp_path / "lines.grades.jsonl").write_text(f"{json.dumps(row)}\n" * 6)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"tokens": 10, "loss": 5.0}\n{"tokens": 20, "loss": 4.0}\n')
+    write_results(tmp_path, ours)
+    main([str(tmp_path), "--pictures", str(tmp_path / "pictures"), "--runs", str(run)])
+    text = capsys.readouterr().out
+    drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
+    assert drawn == {"figure4a", "figure4b", "figure5", "figure6", "figure9a", "figure9b"}
+    assert "figure3: not drawn: a correlation takes MultiPL-E results of three checkpoints" in text
+
+
+def test_correlations_are_drawn_from_three_checkpoints(tmp_path: Path) -> None:
+    rows = [{"cpp": 0.1, "java": 0.2}, {"cpp": 0.2, "java": 0.4}, {"cpp": 0.3, "java": 0.5}]
+    several = []
+    for row in rows:
+        one = results_of(ALL)
+        one["tasks"] = {k: results_of({"p": v}, benchmark=f"multipl-e-{k}")["tasks"]["one"] for k, v in row.items()}
+        several.append(one)
+    lines = draw_all(several, [tmp_path] * 3, [], tmp_path / "pictures")
+    assert lines[0].startswith("figure3") and (tmp_path / "pictures" / "figure3.png").is_file()
+
+
+def test_the_papers_seven_7b_models_correlate_as_in_worked_figures() -> None:
+    """Pearson over Table 11's seven rows of 7B models, worked out with pandas."""
+    wanted = {("cpp", "py"): 0.928, ("java", "cpp"): 0.963, ("cs", "java"): 0.975, ("sh", "php"): 0.931, ("ts", "py"): 0.477}
+    rows: dict[str, dict[str, float]] = {}
+    for one in read_paper():
+        if one.table == "T11" and one.size == "7B" and one.benchmark.startswith("multipl-e-"):
+            rows.setdefault(one.model, {})[one.benchmark.removeprefix("multipl-e-")] = one.value
+    assert len(rows) == 7
+    found = language_correlation(
+        [{name: row[name] for name in ("py", "cpp", "java", "php", "ts", "cs", "sh")} for row in rows.values()]
+    )
+    for pair, value in wanted.items():
+        assert found[pair] == pytest.approx(value, abs=6e-4)
+
+
+def test_attention_falls_more_slowly_with_the_larger_base() -> None:
+    distances = np.array([0, 1, 10_000])
+    small, large = (attention_by_distance(distances, base) for base in (1e4, 1e6))
+    assert small[0] == large[0] == 1.0
+    # one frequency of 1 (dimension 2): cos(distance)
+    assert attention_by_distance(np.array([1]), 1e4, 2)[0] == pytest.approx(math.cos(1))
+    assert large[2] > small[2]
