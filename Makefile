@@ -18,6 +18,7 @@ NODES ?= 1#                                      slurm: how many
 CLUSTER ?= recipes/slurm/cluster.yaml#           slurm: what is particular to the cluster
 SUBMIT ?=#                                       slurm: 1 calls sbatch
 RECIPE ?=#                                       slurm, plan: a recipe of your own; none: that of STAGE and SIZE
+SHOW ?=#                                         curate: a reason for dropping: near_copy, contaminated, ...
 WORKERS ?=#                                      lanes built at once; none: one per core
 FILE ?=#                                         fim: the file to show; pin: one recipe
 ROW ?=#                                          explain: the number of a row
@@ -115,7 +116,7 @@ launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file 
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: help setup demo base data stage1 python lcft self-instruct pin plan slurm fim explain spikes probes eval eval-table sandbox bench test check format clean need-base
-.PHONY: publish report watch try
+.PHONY: publish report watch try curate
 
 help: ## these lines
 	@echo 'usage: make TARGET [SIZE=tiny] [SET="section.key=value ..."] [ACCELERATE=recipes/accelerate/ddp.yaml]'
@@ -186,6 +187,10 @@ endif
 data: $(SET_UP) ## rows of a stage (STAGE=stage1): runs/SIZE/STAGE/rows
 	$(if $(PARENT_OF_$(STAGE)),$(call need_parent,$(STAGE)))
 	$(call build_rows,$(call recipe,$(STAGE)),$(SETTINGS))
+
+curate: $(SET_UP) ## raw sources to a clean data set: runs/SIZE/curate/dataset (SHOW=near_copy: what was dropped; REPO=: to the Hub)
+	@$(PY) -m data_pipelines.curate --recipe $(or $(RECIPE),$(call recipe,curate)) $(SETTINGS) $(WORKERS_FLAG) --cluster $(CLUSTER) \
+	  $(if $(strip $(SHOW)),--show $(strip $(SHOW))) $(if $(strip $(REPO)),--push '$(strip $(REPO))')
 
 stage1: $(SET_UP) ## train: code, text about code, natural language, with infilling: runs/SIZE/stage1/model
 	$(call stage,stage1)

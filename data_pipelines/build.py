@@ -49,6 +49,7 @@ from codetune.recipe import DECIDE_NO_ROW, DataSettings, Recipe, SourceSettings,
 from codetune.rope import check_positions
 from codetune.tokens import Codec, open_codec
 from data_pipelines.documents import Document, Drops, SourcePlan, plan_source
+from data_pipelines.executors import run_tasks
 from data_pipelines.fim import Sample
 from data_pipelines.held_out import HeldOut, collect_held_out, is_held_out_group
 from data_pipelines.held_out_samples import held_out_samples
@@ -293,22 +294,13 @@ def _run_lanes(partial: Path, plan: BuildPlan, held_out: HeldOut, workers: int) 
     (partial / "work" / PLAN).write_bytes(pickle.dumps((plan, held_out)))
     workers = max(1, min(workers, plan.lanes))
     with _threads_per_worker(workers):
-        _executor(plan.recipe.need_data().executor, partial.resolve(), plan.lanes, workers).run()
-
-
-def _executor(kind: str, partial: Path, lanes: int, workers: int) -> Any:
-    """The executor that the recipe asks for, of datatrove; finished lanes are skipped."""
-    from datatrove.executor import LocalPipelineExecutor
-
-    assert kind == "local", kind  # the loader refuses others
-    return LocalPipelineExecutor(
-        pipeline=[lane_task(str(partial))],
-        tasks=lanes,
-        workers=workers,
-        logging_dir=str(partial / "work" / "logs"),
-        skip_completed=True,
-        start_method="spawn",
-    )
+        run_tasks(
+            plan.recipe.need_data().executor,
+            lane_task(str(partial.resolve())),
+            plan.lanes,
+            workers,
+            partial / "work" / "logs",
+        )
 
 
 @contextlib.contextmanager

@@ -74,8 +74,12 @@ class SourcePlan:
 # Planning
 
 
-def plan_source(name: str, settings: SourceSettings, lanes: int, work_dir: Path, allow_unpinned: bool) -> SourcePlan:
+def plan_source(
+    name: str, settings: SourceSettings, lanes: int, work_dir: Path, allow_unpinned: bool, every_lane: bool = True
+) -> SourcePlan:
     """Look the source up, list its units, and split it once where it has fewer files than lanes.
+
+    `every_lane` off lets lanes go without a unit, where a source is read once and not in shares.
 
     Files that have to be made (shards of compressed lines, texts extracted from installed packages) go to `work_dir`,
     whole or not at all, and are found again by their fingerprint.
@@ -96,7 +100,7 @@ def plan_source(name: str, settings: SourceSettings, lanes: int, work_dir: Path,
     units, facts = planners[settings.kind]()
     if not units:
         raise ValueError(f"data.sources.{name}: nothing to read ({facts.get('left_out') or 'the source is empty'})")
-    if len(units) < lanes:
+    if every_lane and len(units) < lanes:
         raise ValueError(
             f"data.sources.{name}: {len(units)} {facts.get('unit', 'unit')}s to read for {lanes} lanes, so a lane would get "
             f"none; lower data.lanes to {len(units)}"
@@ -215,6 +219,11 @@ def documents_of_groups(plan: SourcePlan, wanted: Callable[[str], bool], drops: 
             yield from (document for document in found if document.text.strip())
 
 
+def read_records(plan: SourcePlan, lane: int, lanes: int) -> Iterator[Record]:
+    """Everything that stands in one lane of a source, before any check: documents, and why what is none is none."""
+    return _records(plan, lane, lanes, 0)
+
+
 def _records(
     plan: SourcePlan, lane: int, lanes: int, pass_index: int, wanted: Callable[[str], bool] | None = None
 ) -> Iterator[Record]:
@@ -228,15 +237,20 @@ def _records(
             yield from readers.read_unit(unit, plan.settings, plan.name, wanted)
 
 
+def text_or_reason(record: Record, settings: SourceSettings) -> tuple[str | None, str | None]:
+    """The text of a record that may be used and no reason, or no text and the reason why not."""
+    if record.reason is not None:
+        return None, record.reason
+    if not _kept(record.language, settings.languages, settings):
+        return None, "language_not_kept"
+    if settings.licenses and not _all_kept(record.licenses, settings.licenses):
+        return None, "license_not_kept"
+    return readers.text_of(record.text, settings.max_document_bytes)
+
+
 def _checked_text(record: Record, settings: SourceSettings, source: str, drops: Drops) -> str | None:
     """The text of a record that may be used; None, and one more drop, for any other."""
-    reason, text = record.reason, None
-    if reason is None and not _kept(record.language, settings.languages, settings):
-        reason = "language_not_kept"
-    if reason is None and settings.licenses and not _all_kept(record.licenses, settings.licenses):
-        reason = "license_not_kept"
-    if reason is None:
-        text, reason = readers.text_of(record.text, settings.max_document_bytes)
+    text, reason = text_or_reason(record, settings)
     if reason is not None:
         drops.add(source, reason)
         return None

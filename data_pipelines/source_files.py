@@ -162,6 +162,11 @@ def is_generated(path: Path) -> bool:
         return _marked_generated(file.read(HEAD_BYTES))
 
 
+def says_generated(text: str) -> bool:
+    """Whether the first lines of a text say that a program wrote it."""
+    return _marked_generated(text[:HEAD_BYTES].encode("utf-8", "replace"))
+
+
 def _marked_generated(head: bytes) -> bool:
     return _GENERATED_MARK.search(b"\n".join(head.split(b"\n", MARK_LINES)[:MARK_LINES])) is not None
 

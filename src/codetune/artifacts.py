@@ -148,6 +148,19 @@ def software_versions() -> dict[str, str]:
     return found
 
 
+_locks: set[int] = set()  # descriptors of the folders that this process keeps to itself
+
+
+def _let_go_in_child() -> None:
+    """A forked child has its parent's lock too, and datatrove's lives on when the parent is killed."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path, what: str) -> Iterator[None]:
     """Keep `folder` to this process while the block runs; the system lets go of it however the process ends.
@@ -177,8 +190,10 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
             ) from error
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
+        _locks.add(descriptor)
         yield
     finally:
+        _locks.discard(descriptor)
         os.close(descriptor)  # subtle: the file stays; who deleted it could take it from under a third process
 
 

@@ -151,7 +151,7 @@ class DataSettings:
     long_documents: LongDocumentSettings | None = None  # none: documents as they come
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     allow_unpinned: bool = False  # read sources whose revision is `unpinned`
-    executor: Literal["local"] = "local"  # datatrove's that runs the lanes
+    executor: Literal["local", "slurm", "ray"] = "local"  # datatrove's that runs the lanes
 
     def fim_rate(self, source: str) -> float:
         """The infill rate of the source of that name."""
@@ -161,6 +161,95 @@ class DataSettings:
     def infills(self) -> bool:
         """Whether some source is infilled, for which a parent needs the infilling tokens."""
         return any(self.fim_rate(source) > 0.0 for source in self.sources)
+
+
+@dataclass(frozen=True)
+class RawSourceSettings(SourceSettings):
+    """One source of raw documents, to be curated; what belongs to training (`TRAINING_KEYS`) does nothing here."""
+
+    share: float = 1.0
+    treat_as: Literal["code", "text"] = "code"  # which filters apply; text also has its language identified
+    license: str | None = None  # of every document that names none itself; none: unknown
+
+
+TRAINING_KEYS = ("share", "group", "segment_characters", "repeat", "max_passes", "fim_rate", "long_share", "size_tokens")
+TRAINING_KEYS += ("licenses",)  # `curate.licenses` says what is allowed
+
+
+@dataclass(frozen=True)
+class CodeFilterSettings:
+    """What a file of code must be like; a file that is not is dropped under the name of the first rule that it breaks."""
+
+    min_characters: int = _number(50, low=0)  # too_short
+    max_line_characters: int = _number(1000, low=1)  # long_line
+    max_mean_line_characters: float = _number(100.0, above=0.0)  # long_lines_on_average
+    min_alphanumeric_share: float = _number(0.25, low=0.0, high=1.0)  # few_alphanumerics: of the characters
+    min_whitespace_share: float = _number(0.04, low=0.0, high=1.0)  # minified: of the characters
+    max_data_share: float = _number(0.5, low=0.0, high=1.0)  # data_as_code: of the characters, in lines of literals alone
+    max_binary_share: float = _number(0.01, low=0.0, high=1.0)  # binary: control and replacement characters
+    generated: Literal["drop", "keep"] = "drop"  # generated_file: says in its first lines that a program wrote it
+
+
+@dataclass(frozen=True)
+class TextFilterSettings:
+    """What a document of natural language must be like."""
+
+    min_characters: int = _number(200, low=0)  # too_short
+    max_line_characters: int = _number(100_000, low=1)  # long_line
+    min_alphabetic_share: float = _number(0.5, low=0.0, high=1.0)  # few_letters: of the characters
+    max_binary_share: float = _number(0.01, low=0.0, high=1.0)
+    languages: tuple[str, ...] = ("en",)  # language_not_kept: ISO 639-1, identified; empty keeps all
+
+
+@dataclass(frozen=True)
+class LicenseSettings:
+    """Which licences are taken. A document under several needs all of them to be allowed."""
+
+    allowed: tuple[str, ...] = ()  # SPDX identifiers, in any case; empty: every one that is known
+    unknown: Literal["drop", "keep"] = "drop"  # documents without a licence that can be read
+
+
+@dataclass(frozen=True)
+class NearCopySettings:
+    """Near copies: MinHash finds candidates, the exact Jaccard similarity of their shingles decides."""
+
+    enabled: bool = True  # off: near copies are kept
+    shingle_tokens: int = _number(5, low=1)  # neighbouring words, numbers and marks
+    similarity: float = _number(0.7, above=0.0, high=1.0)  # Jaccard, from which on one of two is dropped
+    buckets: int = _number(25, low=1)  # a pair of similarity s is a candidate with probability 1 - (1 - s^hashes)^buckets
+    hashes: int = _number(5, low=1)  # per bucket
+
+
+@dataclass(frozen=True)
+class DecontaminationSettings:
+    """Documents that hold much of a benchmark's text are dropped."""
+
+    enabled: bool = True
+    ngram_words: int = _number(10, low=2)  # neighbouring words and numbers, in lower case
+    overlap: float = _number(0.5, above=0.0, high=1.0)  # of the n-grams of one text of a problem, in one document
+    benchmarks: tuple[str, ...] = ()  # needed; empty: all that can be read here, the missing ones named in the card
+    data: str | None = None  # folder with the benchmarks' own files
+    hub: bool = False  # ask the Hub for what is not here
+
+
+@dataclass(frozen=True)
+class CurateSettings:
+    """From raw sources to a clean data set (`make curate`, docs/curate.md)."""
+
+    sources: dict[str, RawSourceSettings]
+    shards: int = _number(8, low=1)  # of the output; each is sorted in memory, a few hundred MB of text at most
+    tasks: int = _number(1, low=1)  # that read and clean; changes nothing in the output
+    code: CodeFilterSettings = field(default_factory=CodeFilterSettings)
+    code_by_language: dict[str, CodeFilterSettings] = field(default_factory=dict)  # instead of `code`; lower case
+    text: TextFilterSettings = field(default_factory=TextFilterSettings)
+    licenses: LicenseSettings = field(default_factory=LicenseSettings)
+    redact: tuple[str, ...] = ("keys", "emails", "ip_addresses")  # empty: nothing
+    exact_copies: Literal["drop", "keep"] = "drop"
+    near_copies: NearCopySettings = field(default_factory=NearCopySettings)
+    decontamination: DecontaminationSettings = field(default_factory=DecontaminationSettings)
+    examples: int = _number(3, low=0)  # per source and reason, of what was dropped, on the page of statistics
+    allow_unpinned: bool = False
+    executor: Literal["local", "slurm", "ray"] = "local"
 
 
 @dataclass(frozen=True)
@@ -346,6 +435,7 @@ class Recipe:
     self_instruct: SelfInstructSettings | None = None  # only in recipes/self_instruct
     model: ModelSettings = field(default_factory=ModelSettings)
     probes: ProbeSettings = field(default_factory=ProbeSettings)
+    curate: CurateSettings | None = None  # only in recipes/curate
     runs: str = "runs"  # folder of all runs
     seed: int = _number(0, low=0)
     embedded: bool = False  # needs nothing but what set-up installs, and tests hold it to that
@@ -394,6 +484,14 @@ class Recipe:
                 f"{folder}: no checkpoint there, and `parent` is {self.parent!r}; make it first "
                 f"({make_command(str(self.parent), self.size)}), or write a folder or a Hub id"
             )
+
+    @property
+    def curated_dir(self) -> Path:
+        """The finished data set of `make curate`."""
+        return self.run_dir / "dataset"
+
+    def need_curate(self) -> CurateSettings:
+        return _need(self.curate, "curate", self)
 
     def need_data(self) -> DataSettings:
         return _need(self.data, "data", self)
@@ -693,6 +791,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
         problems += _data_contradictions(recipe.data)
     if recipe.training is not None:
         problems += _training_contradictions(recipe, recipe.training)
+    if recipe.curate is not None:
+        problems += _curate_contradictions(recipe.curate)
     if recipe.base is not None:
         problems += _base_contradictions(recipe.base, recipe.data)
     if recipe.model.lora is not None:
@@ -746,16 +846,7 @@ def _data_contradictions(data: DataSettings) -> list[str]:
         problems.append(f"the shares of `data.sources` add up to {total:g}, not 1 ({shares})")
     for name, source in data.sources.items():
         key = f"data.sources.{name}"
-        if (
-            "path" in SOURCE_KEYS[source.kind]
-            and not source.path
-            and not ("paths" in SOURCE_KEYS[source.kind] and source.paths)
-        ):
-            problems.append(f"`{key}.path` is missing; a source of kind {source.kind} needs it")
-        if source.kind == "hub" and not source.revision:
-            problems.append(f"`{key}.revision` is missing; write a commit hash, or `unpinned` (make pin resolves it)")
-        if source.kind == "installed" and not source.distributions:
-            problems.append(f"`{key}.distributions` is empty; name the installed packages to read")
+        problems += _missing_keys(key, source)
         if source.share == 0.0:
             problems.append(f"`{key}.share` is 0; take the source away (`{name}: null`) or give it a share")
         if source.max_passes is not None and not source.repeat and source.max_passes > 1:
@@ -769,6 +860,29 @@ def _data_contradictions(data: DataSettings) -> list[str]:
             "`data.packing.isolate_documents` is off but `data.packing.strategy` is best_fit; full attention across "
             "documents goes with concatenate"
         )
+    return problems
+
+
+def _curate_contradictions(curate: CurateSettings) -> list[str]:
+    problems = [] if curate.sources else ["`curate.sources` is empty; name at least one"]
+    for name, source in curate.sources.items():
+        key = f"curate.sources.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+            problems.append(f"`{key}` names a folder of the data set; write letters, digits, dashes and underscores")
+        if source.kind == "generated":
+            problems.append(f"`{key}.kind` is generated, which needs no curation; name it in the stage's own recipe")
+            continue
+        problems += _missing_keys(key, source)
+        for item in dataclasses.fields(source):
+            if item.name in TRAINING_KEYS and getattr(source, item.name) != item.default:
+                instead = "curate.licenses.allowed" if item.name == "licenses" else "the stage that trains on it"
+                problems.append(f"`{key}.{item.name}` does nothing while curating; it belongs to {instead}")
+        problems += _idle_keys(key, source, ("treat_as", "license", *TRAINING_KEYS))
+    for name in sorted(set(curate.redact) - {"keys", "emails", "ip_addresses"}):
+        problems.append(f"`curate.redact` names {name!r}; there are keys, emails, ip_addresses")
+    for name in curate.code_by_language:
+        if name != name.lower():
+            problems.append(f"`curate.code_by_language.{name}`: write the language in lower case, {name.lower()}")
     return problems
 
 
@@ -792,9 +906,22 @@ def _held_out_contradictions(data: DataSettings) -> list[str]:
     return problems
 
 
-def _idle_keys(key: str, source: SourceSettings) -> list[str]:
-    """Settings of a source that differ from their defaults and that nothing would look at."""
-    counting = set(SOURCE_KEYS[source.kind])
+def _missing_keys(key: str, source: SourceSettings) -> list[str]:
+    """What a source of its kind cannot be read without."""
+    problems = []
+    keys = SOURCE_KEYS[source.kind]
+    if "path" in keys and not source.path and not ("paths" in keys and source.paths):
+        problems.append(f"`{key}.path` is missing; a source of kind {source.kind} needs it")
+    if source.kind == "hub" and not source.revision:
+        problems.append(f"`{key}.revision` is missing; write a commit hash, or `unpinned` (make pin resolves it)")
+    if source.kind == "installed" and not source.distributions:
+        problems.append(f"`{key}.distributions` is empty; name the installed packages to read")
+    return problems
+
+
+def _idle_keys(key: str, source: SourceSettings, also: tuple[str, ...] = ()) -> list[str]:
+    """Settings of a source that differ from their defaults and that nothing would look at; `also` names more that count."""
+    counting = {*SOURCE_KEYS[source.kind], *also}
     what = f"a source of kind {source.kind}"
     if source.kind == "installed" and source.content != "files":
         counting -= {"extensions", "languages"}

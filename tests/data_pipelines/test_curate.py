@@ -1,0 +1,357 @@
+"""Curation: nothing lost, the same data set however it ran, bad input counted or refused."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from codetune.artifacts import read_json
+from codetune.recipe import SourceSettings, load_recipe
+from data_pipelines.curate import curate, distribution_licenses
+from data_pipelines.curated import show
+from data_pipelines.documents import Drops, plan_source, read_documents
+
+ROOT = Path(__file__).parents[2]
+
+
+def code(seed: int, lines: int = 12) -> str:
+    """A function that no other seed gives."""
+    draw = np.random.default_rng(seed)
+    names = [
+        f"{chr(97 + int(a))}{int(b)}" for a, b in zip(draw.integers(0, 26, 40), draw.integers(0, 10**6, 40), strict=True)
+    ]
+    body = "".join(f"    {names[i % 40]} = {names[(i * 7) % 40]} + {int(draw.integers(10**6))}\n" for i in range(lines))
+    return f"def {names[0]}({names[1]}):\n{body}    return {names[2]}\n"
+
+
+def record(text: Any, number: int, **more: Any) -> dict[str, Any]:
+    return {
+        "text": text,
+        "path": f"file{number}.py",
+        "repo": f"repo{number % 4}",
+        "license": "MIT",
+        "lang": "Python",
+        **more,
+    }
+
+
+RECORDS = [
+    *(record(code(number), number) for number in range(30)),
+    record(code(3), 100),  # an exact copy
+    record(code(5).replace("return", "return  "), 101),  # a near copy: another space
+    record(code(40), 7),  # an id that is there already, with another text
+    record("x = 1\n", 102),  # too short
+    record("a" * 1200 + " = 1\n", 103),  # a long line
+    record(code(41), 104, license=["MIT", "GPL-3.0-only"]),
+    record(code(42), 105, license=None),
+    record(code(43), 106, license=["MIT", "Apache-2.0"]),
+    record(None, 107),
+    record(code(44) + "key = 'AKIA" + "Q3EGRT5XLPW7MZ2B'\n", 108),
+    {"path": "file109.py", "repo": "repo1"},
+]
+DROPPED = {
+    "exact_copy": 1,
+    "near_copy": 1,
+    "too_short": 1,
+    "long_line": 1,
+    "license_not_allowed": 1,
+    "license_unknown": 1,
+    "missing_text_value": 2,
+}
+
+
+def settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    source = {
+        "kind": "jsonl",
+        "path": str(folder / "*.jsonl"),
+        "id_column": "path",
+        "group_column": "repo",
+        "license_column": "license",
+        "language_column": "lang",
+    }
+    return {
+        "sources": {"code": source},
+        "shards": 2,
+        "tasks": 1,
+        "licenses": {"allowed": ["mit", "apache-2.0"]},
+        "near_copies": {"buckets": 4, "hashes": 2},
+        "decontamination": {"enabled": False},
+        **changes,
+    }
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for part in range(2):
+        (folder / f"part{part}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in RECORDS[part::2]))
+    return folder
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, corpus: Path) -> Callable[..., Path]:
+    def write(name: str = "curate", **changes: Any) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(
+            yaml.safe_dump(
+                {"name": name, "size": "test", "runs": str(tmp_path / "runs"), "curate": settings(corpus, **changes)}
+            )
+        )
+        return path
+
+    return write
+
+
+def contents(dataset: Path) -> dict[str, str]:
+    """A hash of every file of a data set that a task wrote."""
+    return {
+        path.relative_to(dataset).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(dataset.rglob("*.parquet"))
+    }
+
+
+def test_every_document_is_kept_or_counted_under_one_reason(write_recipe: Callable[..., Path]) -> None:
+    dataset = curate(load_recipe(write_recipe()))
+    source = read_json(dataset / "curate.json")["sources"]["code"]
+    assert source["drops"] == DROPPED
+    assert (source["documents_read"], source["documents"]) == (len(RECORDS), len(RECORDS) - sum(DROPPED.values()))
+    assert source["repeated_ids"] == 1
+    assert source["redacted"] == {"keys": 1}
+    assert sum(source["lengths"]["kept"].values()) == source["documents"]
+    assert sum(source["languages"].values()) == sum(source["licenses"].values()) == source["documents"]
+    assert source["licenses"]["Apache-2.0 + MIT"] == 1
+
+
+def test_the_data_set_is_read_by_datasets_and_by_a_recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    dataset = curate(load_recipe(write_recipe()))
+    loaded: Any = load_dataset(str(dataset), "code", split="train", cache_dir=str(tmp_path / "cache"))
+    source = SourceSettings("parquet", 1.0, path=str(dataset / "code/*.parquet"), id_column="id", group_column="group")
+    plan = plan_source("code", source, 1, tmp_path / "work", False)
+    documents = list(read_documents(plan, 0, 1, 0, Drops(), None))
+    assert [item.text for item in documents] == loaded["text"]
+    assert [item.id for item in documents] == loaded["id"]
+    assert len(set(loaded["id"])) == len(loaded) and "file7.py~2" in loaded["id"]
+    assert "AKIA" not in "".join(loaded["text"]) and "key = '<KEY>'\n" in "".join(loaded["text"])
+    # files of one repository stand together
+    groups = loaded["group"]
+    runs = [group for place, group in enumerate(groups) if place == 0 or groups[place - 1] != group]
+    assert len(runs) == len(set(groups))
+    card = yaml.safe_load((dataset / "README.md").read_text().split("---")[1])
+    assert [config["config_name"] for config in card["configs"]] == ["code"]
+
+
+def test_the_same_bytes_with_one_task_and_with_two(write_recipe: Callable[..., Path]) -> None:
+    one = curate(load_recipe(write_recipe("one")))
+    two = curate(load_recipe(write_recipe("two", tasks=2)), workers=1)
+    assert contents(one) == contents(two)
+    assert read_json(one / "curate.json")["sources"]["code"]["drops"] == DROPPED
+    again = read_json(two / "curate.json")["sources"]["code"]
+    small = {"near_copies": {"enabled": False}, "shards": 1}
+    together = curate(load_recipe(write_recipe("together", tasks=2, **small)), workers=2)  # in processes of their own
+    assert contents(together) == contents(curate(load_recipe(write_recipe("small", **small))))
+    assert again == read_json(one / "curate.json")["sources"]["code"] | {"facts": again["facts"]}
+
+
+def test_killed_and_started_again(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    whole = curate(load_recipe(write_recipe("whole")))
+    recipe = write_recipe("killed")
+    partial = tmp_path / "runs/test/killed/curate.partial"
+    command = [sys.executable, "-m", "data_pipelines.curate", "--recipe", str(recipe), "--workers", "1"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (partial / "logs/order/completions/00000").exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert curate(load_recipe(recipe)) == tmp_path / "runs/test/killed/dataset"
+    assert not partial.exists()
+    assert contents(whole) == contents(tmp_path / "runs/test/killed/dataset")
+
+
+def test_a_finished_data_set_is_taken_as_it_is_and_another_is_refused(
+    write_recipe: Callable[..., Path], capsys: Any
+) -> None:
+    dataset = curate(load_recipe(write_recipe()))
+    before = (dataset / "curate.json").stat().st_mtime_ns
+    assert curate(load_recipe(write_recipe(tasks=2))) == dataset
+    assert "is finished" in capsys.readouterr().out
+    assert (dataset / "curate.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="not made by these settings"):
+        curate(load_recipe(write_recipe(shards=3)))
+
+
+def test_what_was_dropped_can_be_looked_at(write_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(write_recipe())
+    dataset = curate(recipe)
+    said = show(recipe, "near_copy", 5)
+    # the two files differ in one line, by one space
+    assert sorted(line[1:].strip().replace("  ", " ") for line in said.splitlines() if line[:2] in ("+ ", "- "))[
+        0
+    ].startswith("return")
+    assert "1.00 alike to code file" in said
+    assert "GPL-3.0-only" in show(recipe, "license_not_allowed", 5)
+    with pytest.raises(ValueError, match="there are exact_copy, license_not_allowed"):
+        show(recipe, "boredom", 5)
+    page = (dataset.with_name("curation") / "statistics.md").read_text()
+    for reason in DROPPED:
+        assert f"### code: {reason}" in page
+    assert "AKIA" not in page
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Executors
+
+
+def stub(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/bash\n{script}")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_jobs_of_slurm_run_from_another_folder(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script that sbatch is given, run by bash for each place of its array, without PYTHONPATH and elsewhere."""
+    commands, elsewhere = tmp_path / "commands", tmp_path / "elsewhere"
+    commands.mkdir()
+    elsewhere.mkdir()
+    array = """cp "${@: -1}" job.sh; last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' job.sh)
+    for place in $(seq 0 $last); do
+      env -u PYTHONPATH SLURM_JOB_ID=7 SLURM_ARRAY_TASK_ID=$place SLURM_NODELIST=here RUN_OFFSET=0 \\
+        PATH=/usr/bin:/bin bash job.sh >> log 2>&1
+    done; echo Submitted batch job 7"""
+    stub(commands / "sbatch", f"cd '{elsewhere}'\n{array}\n")
+    stub(commands / "squeue", "exit 0\n")
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("options: [--partition=cpu, --gpus=1]\ntime: '01:00:00'\nenvironment: {OMP_NUM_THREADS: '1'}\n")
+    small = {"near_copies": {"enabled": False}, "shards": 1}
+    reference = curate(load_recipe(write_recipe("reference", **small)))
+    dataset = curate(load_recipe(write_recipe("slurm", executor="slurm", **small)), 2, cluster)
+    assert contents(dataset) == contents(reference)
+    script = (elsewhere / "job.sh").read_text()
+    assert "#SBATCH --partition=cpu\n" in script and "gpus" not in script and "#SBATCH --time=01:00:00\n" in script
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
+@pytest.mark.slow
+def test_ray_makes_the_same_data_set_from_another_folder(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside other tests
+    small = {"near_copies": {"enabled": False}, "shards": 1}
+    local = curate(load_recipe(write_recipe("local", **small)))
+    recipe = load_recipe(write_recipe("ray", executor="ray", tasks=2, **small))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    try:
+        dataset = curate(recipe, 2)
+    finally:
+        ray.shutdown()
+    assert contents(dataset) == contents(local)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def test_rows_that_are_no_documents_are_counted(write_recipe: Callable[..., Path], corpus: Path) -> None:
+    for path in corpus.iterdir():
+        path.unlink()
+    lines = [json.dumps(record(code(number), number)).encode() for number in range(3)]
+    lines += [
+        b"{not json",
+        json.dumps(record("a\0b" * 40, 9)).encode(),
+        b'{"text": "caf\xe9", "path": "l", "license": "MIT"}',
+    ]
+    lines += [json.dumps(record(code(4).replace("return", "return 'é'"), 4), ensure_ascii=False).encode(), b""]
+    (corpus / "bad.jsonl").write_bytes(b"\n".join(lines))
+    (corpus / "empty.jsonl").write_bytes(b"")
+    source = read_json(curate(load_recipe(write_recipe())) / "curate.json")["sources"]["code"]
+    assert source["drops"] == {"not_json": 1, "nul_bytes": 1, "undecodable": 1}
+    assert (source["documents_read"], source["documents"]) == (7, 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "data", "message"),
+    [
+        ("parquet", "bad.parquet", b"PAR1 and no more", "not readable as parquet"),
+        (
+            "jsonl",
+            "bad.jsonl.gz",
+            gzip.compress(json.dumps(record(code(1), 1)).encode() * 50)[:-20],
+            "the gzip file is cut off",
+        ),
+        ("jsonl", "none.jsonl", None, "no file matches"),
+    ],
+)
+def test_files_that_cannot_be_read_are_refused(
+    write_recipe: Callable[..., Path], tmp_path: Path, kind: str, name: str, data: bytes | None, message: str
+) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    if data is not None:
+        (folder / name).write_bytes(data)
+    source = {"kind": kind, "path": str(folder / f"*{name[-4:]}")}
+    with pytest.raises(ValueError, match=message):
+        curate(load_recipe(write_recipe(sources={"code": source}, licenses={"unknown": "keep"})))
+
+
+def test_a_column_that_is_not_there_is_named(write_recipe: Callable[..., Path], corpus: Path) -> None:
+    source = {"kind": "jsonl", "path": str(corpus / "*.jsonl"), "text_column": "contents"}
+    with pytest.raises(ValueError, match=r"text_column is `contents`, but .* has the columns"):
+        curate(load_recipe(write_recipe(sources={"code": source})))
+
+
+def test_a_benchmark_that_the_recipe_names_and_that_is_not_here_is_refused(write_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match=r"`curate.decontamination.benchmarks` names gsm8k, which is not here"):
+        curate(load_recipe(write_recipe(decontamination={"benchmarks": ["gsm8k"]})))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources": {}}, "`curate.sources` is empty"),
+        ({"sources": {"a": {"kind": "jsonl"}}}, r"`curate.sources.a.path` is missing"),
+        (
+            {"sources": {"a": {"kind": "jsonl", "path": "x", "share": 0.5}}},
+            r"`curate.sources.a.share` does nothing while curating",
+        ),
+        ({"sources": {"a": {"kind": "jsonl", "path": "x", "licenses": ["MIT"]}}}, r"belongs to curate.licenses.allowed"),
+        ({"sources": {"a": {"kind": "generated"}}}, "needs no curation"),
+        ({"redact": ["names"]}, "there are keys, emails, ip_addresses"),
+        ({"code_by_language": {"HTML": {}}}, "write the language in lower case, html"),
+        ({"executor": "kubernetes"}, "write one of local, slurm, ray"),
+        ({"near_copies": {"similarity": 0.0}}, "write a number above 0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(
+    write_recipe: Callable[..., Path], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_recipe(write_recipe(**changes))
+
+
+def test_licences_of_installed_packages_are_their_own() -> None:
+    assert distribution_licenses("python-stdlib") == ("PSF-2.0",)
+    assert distribution_licenses("PyYAML") == ("MIT",)
+    assert "BSD-3-Clause" in distribution_licenses("numpy")  # an expression of several
