@@ -269,6 +269,7 @@ def _licenses_of(source: SourcePlan) -> Callable[[Record], tuple[str, ...]]:
 
 
 _CLASSIFIERS = {"mit license": "MIT", "apache software license": "Apache-2.0", "bsd license": "BSD-3-Clause"}
+_CLASSIFIERS |= {"apache 2.0 license": "Apache-2.0", "apache 2.0": "Apache-2.0", "apache license 2.0": "Apache-2.0"}
 _CLASSIFIERS |= {"isc license (iscl)": "ISC", "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0"}
 _CLASSIFIERS |= {"python software foundation license": "PSF-2.0", "the unlicense (unlicense)": "Unlicense"}
 
@@ -284,7 +285,7 @@ def distribution_licenses(distribution: str) -> tuple[str, ...]:
     expression = found.get("License-Expression") or found.get("License") or ""
     if expression and len(expression) <= 100 and "\n" not in expression:
         parts = re.split(r"\s+(?:AND|OR)\s+|[()]", expression)
-        return tuple(part.strip() for part in parts if part.strip())
+        return tuple(_CLASSIFIERS.get(part.strip().lower(), part.strip()) for part in parts if part.strip())
     classifiers = [item.rpartition(" :: ")[2] for item in found.get_all("Classifier") or () if item.startswith("License ::")]
     return tuple(_CLASSIFIERS.get(str(item).lower(), str(item)) for item in classifiers if item != "OSI Approved")
 
