@@ -8,7 +8,7 @@ SHELL := bash
 # --- What a user sets ------------------------------------------------------------------------------------------------
 
 SIZE ?= tiny#                                    which recipes: smoke tiny smollm2-135m 7b 13b 34b 70b
-STAGE ?= stage1#                                 which stage, for data, explain, probes: base stage1 python lcft python-lcft
+STAGE ?= stage1#                                 which stage, for data, explain, probes: base stage1 python lcft ... instruct
 FROM ?= stage1#                                  lcft: the stage it starts from: stage1, or python (whose output is python-lcft)
 ARM ?=#                                          another recipe of the same stage and size: recipes/STAGE/SIZE-ARM.yaml
 ROWS ?=#                                         probes: the stage whose held-out documents are measured on; none: STAGE's
@@ -87,18 +87,22 @@ PARENT_OF_stage1 := base
 PARENT_OF_python := stage1
 PARENT_OF_lcft := stage1
 PARENT_OF_python-lcft := python
+# There is no python-lcft of 70b (the paper's has none); SmolLM2's long-context stages are meant for a GPU.
+PARENT_OF_instruct := $(or $(and $(filter 70b,$(SIZE)),python),$(and $(filter smollm2-135m,$(SIZE)),stage1),lcft)
+PARENT_OF_unnatural := $(if $(filter 70b smollm2-135m,$(SIZE)),python,python-lcft)
+target_of = $(if $(filter python-lcft,$(1)),lcft FROM=python,$(1))
 LCFT := $(if $(filter python,$(FROM)),python-lcft,lcft)
 recipe = recipes/$(1)/$(SIZE)$(ARM:%=-%).yaml
 run_name = $(1)$(ARM:%=-%)
 parent_arm = $(if $(ARM),$(if $(wildcard recipes/$(PARENT_OF_$(1))/$(SIZE)-$(ARM).yaml),$(ARM)))
 parent_model = $(RUNS)/$(SIZE)/$(PARENT_OF_$(1))$(addprefix -,$(parent_arm))/model
-told_parent = make $(PARENT_OF_$(1)) SIZE=$(SIZE)$(addprefix $() ARM=,$(parent_arm))$(if $(RUNS_SETTING), SET=$(RUNS_SETTING))
+told_parent = make $(call target_of,$(PARENT_OF_$(1))) SIZE=$(SIZE)$(addprefix $() ARM=,$(parent_arm))$(if $(RUNS_SETTING), SET=$(RUNS_SETTING))
 
 # A stage makes what it needs first where that is a matter of minutes; elsewhere it says what is missing. SET belongs to the
 # stage that was named, not to those made on the way. Commands return at once where their output is finished. $(1): stage
 define need_parent
 @test -f $(call recipe,$(1)) || { echo "error: there is no $(call recipe,$(1)); recipes/$(1) has: $$(ls recipes/$(1) 2> /dev/null | tr '\n' ' ')" >&2; exit 2; }
-$(if $(filter parent=%,$(SET)),,@test -f $(parent_model)/manifest.json || $(if $(filter $(SIZE),$(EMBEDDED)),$(MAKE) --no-print-directory $(PARENT_OF_$(1)) ARM='$(parent_arm)' SET='$(RUNS_SETTING)',{ echo "error: $(parent_model) is not there; make it first: $(told_parent) ($(wildcard recipes/$(PARENT_OF_$(1))/$(SIZE)$(addprefix -,$(parent_arm)).yaml) says what it needs)" >&2; exit 2; }))
+$(if $(filter parent=%,$(SET)),,@test -f $(parent_model)/manifest.json || $(if $(filter $(SIZE),$(EMBEDDED)),$(MAKE) --no-print-directory $(call target_of,$(PARENT_OF_$(1))) ARM='$(parent_arm)' SET='$(RUNS_SETTING)',{ echo "error: $(parent_model) is not there; make it first: $(told_parent) ($(wildcard recipes/$(PARENT_OF_$(1))/$(SIZE)$(addprefix -,$(parent_arm)).yaml) says what it needs)" >&2; exit 2; }))
 endef
 define need_rows
 $(if $(filter $(SIZE),$(EMBEDDED)),$(call build_rows,$(call recipe,$(1)),$(SETTINGS)),@test -f $(RUNS)/$(SIZE)/$(run_name)/rows/manifest.json || { echo "error: $(RUNS)/$(SIZE)/$(run_name)/rows is not there; build it first, on a machine with many cores: make data STAGE=$(1) SIZE=$(SIZE)$(addprefix $() ARM=,$(ARM))$(if $(RUNS_SETTING), SET=$(RUNS_SETTING))" >&2; exit 2; })
@@ -108,14 +112,20 @@ $(need_parent)
 $(need_rows)
 $(call train,$(call recipe,$(1)),$(SETTINGS))
 endef
+define chat_stage
+$(need_parent)
+$(need_rows)
+$(call tune,$(call recipe,$(1)),$(SETTINGS))
+endef
 
 # One owner of the two commands that every stage runs. $(1): recipe, $(2): settings
 build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
 # One process needs no launcher, which would hide its messages and end before it does on Ctrl-C.
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
+tune = $(PY) $(launch) -m codetune.sft --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup demo base data stage1 python lcft self-instruct pin plan slurm fim explain spikes probes eval eval-table sandbox bench test check format clean need-base
+.PHONY: help setup demo base data stage1 python lcft self-instruct instruct unnatural pin plan slurm fim explain spikes probes eval eval-table sandbox bench test check format clean need-base
 .PHONY: publish report watch try curate
 
 help: ## these lines
@@ -158,12 +168,13 @@ $(VENV)/.stamp-try: $(VENV)/.stamp-packages
 
 # --- The main job ----------------------------------------------------------------------------------------------------
 
-demo: $(SET_UP) ## set-up, then base, stage1, python, lcft, self-instruct and eval at `tiny`, and where everything is
+demo: $(SET_UP) ## set-up, then base, stage1, python, lcft, self-instruct, eval and instruct at `tiny`, and where everything is
 	@$(MAKE) --no-print-directory stage1
 	@$(MAKE) --no-print-directory python SET='$(RUNS_SETTING)'
 	@$(MAKE) --no-print-directory lcft SET='$(RUNS_SETTING)'
 	@$(MAKE) --no-print-directory self-instruct SET='$(RUNS_SETTING)'
 	@$(MAKE) --no-print-directory eval STAGE=stage1 SUITE=tiny SET='$(RUNS_SETTING)'
+	@$(MAKE) --no-print-directory instruct SET='$(RUNS_SETTING)'
 	@echo
 	@echo 'made by this demo, in $(RUNS)/$(SIZE):'
 	@echo '  base/model       the starting checkpoint, with the four infill tokens'
@@ -171,6 +182,7 @@ demo: $(SET_UP) ## set-up, then base, stage1, python, lcft, self-instruct and ev
 	@echo '  python/model     after the Python stage, from stage1'
 	@echo '  lcft/model       after long-context fine-tuning, from stage1: four times its context'
 	@echo '  self_instruct/triplets   questions, tests and solutions that passed them; manifest.json has the funnel'
+	@echo '  instruct/model   after conversations, from lcft; its chat template is beside its tokenizer'
 	@echo '  stage1/eval      a handful of benchmark problems: results.json, completions and grades of each sample'
 	@echo '  */rows           packed rows; manifest.json counts every token, document and drop'
 	@echo 'each of them: AutoModelForCausalLM.from_pretrained("$(RUNS)/$(SIZE)/lcft/model"); manifest.json beside it says what was measured'
@@ -207,6 +219,12 @@ ASKED_MODEL := $(if $(filter tiny smollm2-135m,$(SIZE)),smollm2-135m,$(SIZE))
 self-instruct: $(SET_UP) $(if $(filter smollm2-135m,$(ASKED_MODEL)),$(VENV)/.stamp-smollm2) ## questions, tests and solutions by models, executed: runs/SIZE/self_instruct/triplets
 	$(if $(filter $(SIZE),$(EMBEDDED)),@test -f $(RUNS)/$(ASKED_MODEL)/base/model/manifest.json || $(MAKE) --no-print-directory base SIZE=$(ASKED_MODEL) ARM= SET='$(RUNS_SETTING)')
 	$(PY) -m data_pipelines.self_instruct --recipe $(call recipe,self_instruct) $(SETTINGS) $(WORKERS_FLAG)
+
+instruct: $(SET_UP) ## train: conversations, beside 6 % code and 2 % text, from lcft; answers held-out prompts: runs/SIZE/instruct/model
+	$(call chat_stage,instruct)
+
+unnatural: $(SET_UP) ## train: Unnatural Code Llama, from python-lcft: runs/SIZE/unnatural/model
+	$(call chat_stage,unnatural)
 
 need-base: $(SET_UP)
 ifneq ($(filter $(SIZE),$(EMBEDDED)),)

@@ -26,7 +26,8 @@ def build_and_train(recipe: str, settings: Sequence[str]) -> dict[str, Any]:
     Finished rows and models are not made again, so two of these at once, and a script that was ended, cost nothing twice.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
-    for module, more in (("data_pipelines.build", ["--workers", "1"]), ("codetune.train", [])):
+    trainer = "codetune.sft" if load_recipe(recipe).need_data().chat is not None else "codetune.train"
+    for module, more in (("data_pipelines.build", ["--workers", "1"]), (trainer, [])):
         command = [sys.executable, "-m", module, "--recipe", recipe, "--set", *settings, *more]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:

@@ -42,12 +42,14 @@ from codetune.artifacts import (
     open_rows,
     read_json,
     replace_folder,
+    run_length,
     write_json,
 )
 from codetune.lengths import LengthCounts, length_table
 from codetune.recipe import DECIDE_NO_ROW, DataSettings, Recipe, SourceSettings, load_recipe, recipe_from_dict
 from codetune.rope import check_positions
 from codetune.tokens import Codec, open_codec
+from data_pipelines.conversations import fit_optional_shares, is_absent, located
 from data_pipelines.documents import Document, Drops, SourcePlan, plan_source
 from data_pipelines.executors import run_tasks
 from data_pipelines.fim import Sample
@@ -132,11 +134,33 @@ def plan_build(recipe: Recipe, codec: Codec, work: Path) -> BuildPlan:
     data = recipe.need_data()
     sources = tuple(
         plan_source(name, settings, data.lanes, work / "work" / SOURCES, data.allow_unpinned)
-        for name, settings in data.sources.items()
+        for name, settings in ((name, located(recipe, settings)) for name, settings in data.sources.items())
+        if not is_absent(settings)
     )
+    sources = _fit_shares(recipe, sources, codec)
     facts = {source.name: source.facts for source in sources}
     settings = _settings_fingerprint(recipe, codec)
     return BuildPlan(recipe, sources, codec.fingerprint, _lane_groups(recipe), settings, hash_json([settings, facts]))
+
+
+def _fit_shares(recipe: Recipe, sources: tuple[SourcePlan, ...], codec: Codec) -> tuple[SourcePlan, ...]:
+    """Optional sources with the share that they can fill; says what came of the recipe's."""
+    data = recipe.need_data()
+    if not any(source.optional for source in data.sources.values()):
+        return sources
+    rows = _lane_groups(recipe) * data.lanes * data.packing.group_rows
+    fitted, sizes = fit_optional_shares(sources, data, codec, rows * data.sequence_tokens)
+    shares = {source.name: source.settings.share for source in fitted}
+    for name, source in data.sources.items():
+        if source.optional and shares.get(name, 0.0) < source.share:
+            held = f"{sizes[name]:,.0f} tokens" if name in sizes else f"no conversation ({located(recipe, source).path})"
+            print(
+                f"data.sources.{name} holds {held}: {shares.get(name, 0.0):.2%} of the rows instead of {source.share:.2%}; "
+                "the rest goes to the instruct sources"
+            )
+        if name in sizes:
+            next(plan for plan in sources if plan.name == name).facts["share_planned"] = shares.get(name, 0.0)
+    return fitted
 
 
 def _lane_groups(recipe: Recipe) -> int:
@@ -362,6 +386,7 @@ def build_lane(partial: Path, plan: BuildPlan, held_out: HeldOut, lane: int) -> 
             held_out=held_out,
             cuts_at_room=concatenate,
             prefers=_preference(data, source.settings),
+            chat=data.chat,
         )
         for source in plan.sources
     ]
@@ -407,8 +432,16 @@ def _packed_row(samples: list[Sample]) -> PackedRow:
         kinds=[sample.kind for sample in samples],
         passes=[sample.pass_index for sample in samples],
         pieces=[sample.piece for sample in samples],
-        loss_runs=[],
+        loss_runs=_loss_runs(samples),
     )
+
+
+def _loss_runs(samples: list[Sample]) -> list[int]:
+    """The row's mask as run lengths; none where all of it is learnt from."""
+    if all(sample.learnt is None for sample in samples):
+        return []
+    parts = [np.ones(len(sample), bool) if sample.learnt is None else sample.learnt for sample in samples]
+    return run_length(np.concatenate(parts).tolist())
 
 
 class RowCounts:

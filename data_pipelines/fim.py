@@ -55,6 +55,7 @@ class Sample:
     source: int = 0  # place of the source in the recipe
     kind: int = 0  # place in artifacts.KINDS
     piece: int = 0
+    learnt: np.ndarray | None = None  # bool, shape (tokens,); None: all of it
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from codetune.artifacts import HeldOutSample
 from codetune.tokens import Codec
+from data_pipelines.conversations import held_out_conversations
 from data_pipelines.documents import Document
 from data_pipelines.held_out import HeldOut
 
@@ -35,6 +36,10 @@ def held_out_samples(held_out: HeldOut, plan: BuildPlan, codec: Codec) -> Iterat
     data = plan.recipe.need_data()
     row_tokens, long_tokens = data.sequence_tokens, data.held_out.long_tokens
     for source in plan.sources:
+        if source.settings.conversation is not None and data.chat is not None:
+            found = held_out.documents.get(source.name, ())
+            yield from held_out_conversations(found, source.settings, data.chat, codec, row_tokens)
+            continue
         for document in held_out.documents.get(source.name, ()):
             if codec.represents(document.text):
                 yield from _of_document(document, codec, row_tokens)

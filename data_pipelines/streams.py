@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from codetune.artifacts import LAYOUTS
-from codetune.recipe import FimSettings
+from codetune.recipe import ChatSettings, FimSettings
 from codetune.tokens import Codec
+from data_pipelines.conversations import ConversationEncoder, kind_of
 from data_pipelines.documents import Document, Drops, SourcePlan, read_documents
 from data_pipelines.fim import PLAIN, Sample, encode_documents, encode_layouts
 from data_pipelines.held_out import HeldOut
@@ -36,6 +37,7 @@ class StreamCounts:
     tokens_left_out: int = 0  # behind `long_documents.first_tokens` of their document; not in `tokens_encoded`
     documents_cut: int = 0  # longer than a row, or (concatenation) than what was left of it
     documents_fitting: int = 0  # those that could be infilled
+    turns_left_out: int = 0  # of conversations longer than a row; whole questions with their answers
     layouts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LAYOUTS, 0))  # documents
     passes_completed: int = 0
     documents_in_pass: int = 0  # of the current pass
@@ -68,6 +70,7 @@ class SourceStream:
         held_out: HeldOut | None,
         cuts_at_room: bool = False,
         prefers: LongPreference | None = None,
+        chat: ChatSettings | None = None,
     ) -> None:
         self.plan = plan
         self.codec = codec
@@ -80,7 +83,12 @@ class SourceStream:
         self.held_out = held_out
         self.cuts_at_room = cuts_at_room  # concatenation: documents are cut where the row ends
         self.prefers = prefers
+        self.kind = kind_of(plan.settings)
         self.counts = StreamCounts()
+        self._talks = None
+        if plan.settings.conversation is not None:
+            assert chat is not None, "the loader refuses conversations without `data.chat`"
+            self._talks = ConversationEncoder(plan, chat, codec, row_tokens, drops)
         self._why_dry = ""
         self._documents = self._passes()
         self._ready: deque[tuple[Sample, Document]] = deque()
@@ -100,6 +108,7 @@ class SourceStream:
                 self._rest = self._plain_instead(self._rest, document)
             self._count_document(self._rest, room)
         sample, self._rest = _cut(self._rest, room)
+        sample.kind = self.kind
         self.counts.tokens_taken += len(sample)
         return sample
 
@@ -110,7 +119,7 @@ class SourceStream:
 
     def _count_document(self, sample: Sample, room: int) -> None:
         self.counts.layouts[LAYOUTS[sample.layout]] += 1
-        self.counts.documents_fitting += len(sample) <= room
+        self.counts.documents_fitting += len(sample) <= room and self._talks is None
         self.counts.documents_cut += len(sample) > room
 
     def _plain_instead(self, sample: Sample, document: Document) -> Sample:
@@ -122,7 +131,8 @@ class SourceStream:
     def _encode_more(self) -> None:
         batch: list[Document] = []
         characters = 0
-        while characters < BATCH_CHARACTERS and len(batch) < BATCH_DOCUMENTS:
+        most = BATCH_DOCUMENTS if self._talks is None else 1  # of few triplets a batch would be many passes
+        while characters < BATCH_CHARACTERS and len(batch) < most:
             document = next(self._documents, None)
             if document is None and not batch:
                 raise ValueError(self._why_dry)
@@ -130,6 +140,9 @@ class SourceStream:
                 break
             batch.append(document)
             characters += len(document.text)
+        if self._talks is not None:
+            self._encode_conversations(batch, self._talks)
+            return
         samples = encode_documents(batch, self.codec, self.fim, self.rate, self.seed, self.row_tokens)
         for document, sample in zip(batch, samples, strict=True):
             if sample is None:
@@ -148,6 +161,21 @@ class SourceStream:
                 f"source `{self.plan.name}` has no document of {self.prefers.minimum_tokens} tokens in lane {self.lane} of "
                 f"{self.lanes}, and `data.long_documents` asks for some; write `data.sources.{self.plan.name}.long_share: "
                 "0`, or lower `data.long_documents.minimum_tokens`"
+            )
+
+    def _encode_conversations(self, batch: list[Document], talks: ConversationEncoder) -> None:
+        for document in batch:
+            sample = talks.encode(document)
+            if sample is not None:
+                self.counts.documents_encoded += 1
+                self.counts.tokens_encoded += len(sample)
+                self._ready.append((sample, document))
+        self.counts.turns_left_out = talks.turns_left_out
+        if self.counts.passes_completed and not self.counts.documents_encoded:
+            raise ValueError(
+                f"source `{self.plan.name}` has no conversation that can be used in lane {self.lane} of {self.lanes} "
+                f"(refused: {self.drops.as_dict().get(self.plan.name, {})}); see "
+                f"`data.sources.{self.plan.name}.conversation`"
             )
 
     def _passes(self) -> Iterator[Document]:
@@ -184,6 +212,7 @@ def _cut(sample: Sample, room: int) -> tuple[Sample, Sample | None]:
     """The first `room` tokens, and what is left as the next piece of the document."""
     if len(sample) <= room:
         return sample, None
+    assert sample.learnt is None, "conversations are never cut"
     head = Sample(sample.input_ids[:room], PLAIN, sample.document_id, sample.pass_index, piece=sample.piece)
     tail = Sample(sample.input_ids[room:], PLAIN, sample.document_id, sample.pass_index, piece=sample.piece + 1)
     return head, tail

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -356,3 +357,82 @@ def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(runs / "smoke" / "stage1" / "rows", recipe.rows_dir)
     train(recipe)
     return runs
+
+
+@pytest.fixture(scope="session")
+def talk() -> Callable[..., list[dict[str, str]]]:
+    """`talk(pairs)` gives messages of so many questions and answers."""
+    return toy_talk
+
+
+def toy_talk(pairs: int, words: int = 3, tag: int = 0) -> list[dict[str, str]]:
+    turns = []
+    for number in range(pairs):
+        turns += [
+            {"role": "user", "content": f"total {tag} {number} ?"},
+            {"role": "assistant", "content": "value " * words + str(number)},
+        ]
+    return turns
+
+
+@pytest.fixture(scope="session")
+def chat_recipe_in(tiny_parent: Path) -> Callable[..., Path]:
+    """`chat_recipe_in(folder, data__lanes=2)` writes a recipe over messages, rehearsal, and triplets that may be there."""
+
+    def make(folder: Path, more: Any = (), **changes: Any) -> Path:
+        talks = [*(toy_talk(1 + number % 3, tag=number) for number in range(60)), *more]
+        lines = [json.dumps({"id": f"c{number}", "messages": messages}) for number, messages in enumerate(talks)]
+        (folder / "chat.jsonl").write_text("\n".join(lines) + "\n")
+        for name in ("code", "text"):
+            (folder / name).mkdir(exist_ok=True)
+            for number in range(40):
+                text = f"x = {number}\n" + "value + total\n" * (number % 5 + 1)
+                (folder / name / f"f{number}.py").write_text(text)
+        tree: dict[str, Any] = {
+            "name": "instruct",
+            "size": "test",
+            "parent": str(tiny_parent),
+            "runs": str(folder / "runs"),
+            "data": {
+                "sequence_tokens": 128,
+                "chat": {"template": "llama2"},
+                "packing": {"group_rows": 64},
+                "held_out": {"fraction": 0.1, "documents_per_source": 4},
+                "sources": {
+                    "chat": {
+                        "kind": "jsonl",
+                        "role": "instruct",
+                        "share": 0.82,
+                        "path": str(folder / "chat.jsonl"),
+                        "conversation": "messages",
+                        "text_column": "messages",
+                        "id_column": "id",
+                    },
+                    "triplets": {
+                        "kind": "jsonl",
+                        "role": "self_instruct",
+                        "share": 0.10,
+                        "path": "self_instruct",
+                        "conversation": "triplet",
+                        "id_column": "id",
+                        "optional": True,
+                        "max_passes": 3,
+                    },
+                    "code": {"kind": "folder", "role": "rehearsal_code", "share": 0.06, "path": str(folder / "code")},
+                    "text": {"kind": "folder", "role": "rehearsal_text", "share": 0.02, "path": str(folder / "text")},
+                },
+            },
+            "optimizer": {"learning_rate": 1.0e-3},
+            "training": {"train_tokens": 128 * 384, "batch_tokens": 512},
+        }
+        for key, value in changes.items():
+            node = tree
+            *sections, last = key.split("__")
+            for section in sections:
+                node = node[section]
+            node[last] = value
+        path = folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    return make

@@ -104,6 +104,9 @@ def size_and_arm(stem: str) -> tuple[str, str]:
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_has_its_recipes(size: str) -> None:
     parents = {"base": None, "stage1": "base", "python": "stage1", "lcft": "stage1", "python-lcft": "python"}
+    # the paper has no python-lcft of 70b; SmolLM2's long-context stages are meant for a GPU
+    parents["instruct"] = {"70b": "python", "smollm2-135m": "stage1"}.get(size, "lcft")
+    parents["unnatural"] = "python" if size in ("70b", "smollm2-135m") else "python-lcft"
     for stage, parent in parents.items():
         path = ROOT / "recipes" / stage / f"{size}.yaml"
         if (stage, size) == ("python-lcft", "70b"):
@@ -111,6 +114,28 @@ def test_every_size_has_its_recipes(size: str) -> None:
             continue
         recipe = load_recipe(path)
         assert stage == "base" or recipe.parent == parent
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted([*(ROOT / "recipes").glob("instruct/*.yaml"), *(ROOT / "recipes").glob("unnatural/*.yaml")]),
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_instruction_tuning_rehearses_the_papers_shares_of_tokens(path: Path) -> None:
+    recipe = load_recipe(path)
+    data = recipe.need_data()
+    shares: dict[str, float] = {}
+    for source in data.sources.values():
+        shares[source.role] = shares.get(source.role, 0.0) + source.share
+        assert (source.conversation is None) == source.role.startswith("rehearsal")
+    if path.stem != "tiny-no-rehearsal":
+        assert (shares["rehearsal_code"], shares["rehearsal_text"]) == pytest.approx((0.06, 0.02), abs=1e-8)
+    size, _ = size_and_arm(path.stem)
+    assert data.chat is not None and data.chat.template == ("source" if size == "70b" else "llama2")
+    if size in ("7b", "13b", "34b", "70b") and recipe.name == "instruct":
+        training = recipe.need_training()
+        assert (training.train_tokens, training.batch_tokens) == (5_000_000_000, 524_288)
+        assert recipe.need_optimizer().learning_rate == 2e-5
 
 
 def groups_of(path: Path) -> dict[str, float]:

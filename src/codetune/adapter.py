@@ -36,8 +36,21 @@ def training_arguments(recipe: Recipe, steps: Steps, bf16: bool) -> TrainingArgu
     """TrainingArguments for a run. What a default of the library would decide is written out."""
     from transformers import TrainingArguments
 
+    return _arguments(TrainingArguments, recipe, steps, bf16)
+
+
+def sft_arguments(recipe: Recipe, steps: Steps, bf16: bool) -> TrainingArguments:
+    """The same for trl's SFTTrainer, which is given rows that are rendered, masked and packed already."""
+    from trl.trainer.sft_config import SFTConfig
+
+    ready: dict[str, Any] = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "packing": False}
+    return _arguments(SFTConfig, recipe, steps, bf16, **ready, padding_free=False, completion_only_loss=False)
+
+
+def _arguments(kind: Any, recipe: Recipe, steps: Steps, bf16: bool, **more: Any) -> Any:
     training, optimizer = recipe.need_training(), recipe.need_optimizer()
-    return TrainingArguments(
+    return kind(
+        **more,
         output_dir=str(recipe.checkpoints_dir),
         max_steps=steps.total,
         per_device_train_batch_size=steps.micro_batch_rows,
@@ -306,6 +319,25 @@ def join_caches(first: Any, second: Any) -> Any:
             padded = [nn.functional.pad(part, (0, 0, longest - part.shape[-2], 0)) for part in parts]
             setattr(one, name, torch.cat(padded))
     return first
+
+
+@contextlib.contextmanager
+def own_forward(model: Any) -> Iterator[None]:
+    """Leave the model's `forward` and the types of its weights as they are, whatever a trainer makes of them in the block.
+
+    trl's SFTTrainer puts a fused head of its own over ours, which ZeRO-3 cannot follow, and rounds QLoRA's adapters to bf16.
+    """
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    forward = core.__dict__.get("forward")
+    weights = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
+    yield
+    if forward is None:
+        core.__dict__.pop("forward", None)
+    else:
+        core.forward = forward
+    for name, weight in model.named_parameters():
+        if name in weights and weight.data.dtype != weights[name].dtype:
+            weight.data = weights[name]
 
 
 def drop_default_printers(trainer: Any) -> None:

@@ -383,7 +383,7 @@ def splitmix64(x: Any) -> Any:
 
 
 HELD_OUT = "held_out"
-HELD_OUT_LAYOUTS = ("plain", "plain_border", "plain_joint", "psm", "spm", "long")
+HELD_OUT_LAYOUTS = ("plain", "plain_border", "plain_joint", "psm", "spm", "long", "chat")
 HELD_OUT_CUTS = ("span", "line")
 
 
@@ -394,7 +394,8 @@ class HeldOutSample:
     `plain_border` is plain text whose prefix and middle were encoded apart at the cut of `psm`: its fair reference.
     `plain_joint` is plain text whose prefix and middle were encoded as one, as in `spm`: the reference of that. There are
     two cuts of each document: `span` as in training, `line` for prompts. `long` is the beginning of a long document, plain,
-    at whose end losses are measured under more and more context.
+    at whose end losses are measured under more and more context. `chat` is a conversation: its last answer is the middle,
+    the token that stops it `end_position`, the turns before it (JSON) the prefix.
     """
 
     input_ids: list[int]

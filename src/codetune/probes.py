@@ -6,6 +6,7 @@ What comes in: a model, and the held-out samples that the build wrote beside the
     psm, spm        nats per character of the middle, and nats of the end-of-infill token
     border, joint   nats per character of the same middle, left to right, with the same cut between tokens: what PSM
                     (border) and SPM (joint) are to beat
+    answer          nats per token of a conversation's last answer, and of the token that stops it
     generated       greedy completions: stop rate (the end token itself, not the limit), exact match, first-line match,
                     against a plain continuation of the prefix, which is forgiven for not knowing where the middle ends
 
@@ -49,6 +50,10 @@ SUMS = (
     "spm_characters",
     "spm_end_nats",
     "spm_ends",
+    "chat_nats",
+    "chat_tokens",
+    "chat_end_nats",
+    "chat_ends",
 )
 FIGURES = {  # figure: (sum, count)
     "plain": ("plain_nats", "plain_tokens"),
@@ -58,6 +63,8 @@ FIGURES = {  # figure: (sum, count)
     "joint_middle": ("plain_joint_nats", "plain_joint_characters"),
     "psm_end": ("psm_end_nats", "psm_ends"),
     "spm_end": ("spm_end_nats", "spm_ends"),
+    "answer": ("chat_nats", "chat_tokens"),
+    "answer_end": ("chat_end_nats", "chat_ends"),
 }
 
 
@@ -80,7 +87,8 @@ def held_out_losses(
     With an accelerator, batches are shared out over its ranks; all make the same number of forward passes, as sharded models
     need. The model must have a fused head. `poll` is called before every batch, on all ranks alike; it may raise.
     """
-    samples = [sample for sample in samples if sample.layout == "plain" or sample.cut == cut and sample.layout != "long"]
+    whole = ("plain", "chat")
+    samples = [sample for sample in samples if sample.layout in whole or sample.cut == cut and sample.layout != "long"]
     sources = sorted({sample.source for sample in samples})
     batches = length_batches([len(sample.input_ids) for sample in samples], tokens_per_batch)
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
@@ -119,6 +127,12 @@ def add_losses(sums_M: torch.Tensor, sample: HeldOutSample, losses_T: torch.Tens
     def add(name: str, value: float) -> None:
         sums_M[SUMS.index(name)] += value
 
+    if sample.layout == "chat":
+        add("chat_nats", losses_T[sample.middle_start : sample.end_position].double().sum().item())
+        add("chat_tokens", sample.middle_tokens)
+        add("chat_end_nats", losses_T[sample.end_position].item())
+        add("chat_ends", 1)
+        return
     if sample.layout == "plain":
         add("plain_nats", losses_T.double().sum().item())
         add("plain_tokens", len(sample.input_ids) - 1)
@@ -308,11 +322,13 @@ def losses_table(figures: Mapping[str, float]) -> str:
     """Held-out losses as a table for people."""
     figures = {name: value for name, value in figures.items() if name.startswith("held_out/")}
     names = list(dict.fromkeys(key.split("/")[1] for key in figures))
-    lines = [f"{'held out':24}" + "".join(f"{figure:>15}" for figure in FIGURES)]
+    known = {key.split("/")[2] for key in figures}
+    shown = [figure for figure in FIGURES if figure in known or not figure.startswith("answer")]
+    lines = [f"{'held out':24}" + "".join(f"{figure:>15}" for figure in shown)]
     for name in names:
-        cells = [figures.get(f"held_out/{name}/{figure}") for figure in FIGURES]
+        cells = [figures.get(f"held_out/{name}/{figure}") for figure in shown]
         lines.append(f"{name:24}" + "".join(f"{'-':>15}" if cell is None else f"{cell:>15.4f}" for cell in cells))
-    return "\n".join([*lines, "plain and *_end in nats per token, *_middle in nats per character"])
+    return "\n".join([*lines, "plain, answer and *_end in nats per token, *_middle in nats per character"])
 
 
 def infill_table(report: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -24,7 +24,7 @@ import yaml
 
 Settings = typing.TypeVar("Settings")
 
-STAGES = ("base", "stage1", "python", "lcft", "instruct")
+STAGES = ("base", "stage1", "python", "lcft", "instruct", "unnatural")
 LCFT_AFTER = {"python-lcft": ("lcft", "python")}  # stages that are another one's target, started from a third
 SOURCE_KINDS = ("hub", "parquet", "jsonl", "folder", "installed", "generated")
 
@@ -70,7 +70,16 @@ class SourceSettings:
     languages: tuple[str, ...] = ()  # kept; empty keeps all
     licenses: tuple[str, ...] = ()  # kept; empty keeps all
     distributions: tuple[str, ...] = ()  # installed: names on PyPI, or `python-stdlib`
-    content: Literal["files", "prose", "docstrings", "articles"] = "files"  # installed: what is read from them
+    content: Literal["files", "prose", "docstrings", "functions", "articles"] = "files"  # installed: what is read from them
+    # what the documents are conversations in: a column of messages; columns of a question and its answer; self-instruct's
+    # triplets; functions of installed packages. None: plain text
+    conversation: Literal["messages", "question_answer", "triplet", "function"] | None = None
+    question_columns: tuple[str, ...] = ()  # question_answer: joined by a blank line, empty ones left out
+    answer_column: str | None = None  # question_answer
+    optional: bool = (
+        False  # jsonl: a file that is not there, or too short for its share, leaves it to the `instruct` sources
+    )
+    role: Literal["document", "instruct", "self_instruct", "rehearsal_code", "rehearsal_text"] = "document"  # in reports
     extensions: tuple[str, ...] = ()  # folder, installed: file name endings kept; empty keeps every known language
     max_files_per_distribution: int | None = _number(None, low=1)  # a cap, by hash of the file's path
     max_document_bytes: int = _number(8 * 2**20, low=1)  # longer ones are dropped and counted
@@ -85,14 +94,23 @@ class SourceSettings:
 
 
 _ANY_KIND = ("kind", "share", "group", "max_document_bytes", "segment_characters", "repeat", "max_passes", "fim_rate")
-_ANY_KIND += ("long_share", "size_tokens", "license_note", "access_note")
+_ANY_KIND += ("long_share", "size_tokens", "license_note", "access_note", "role")
 _TABLE = ("path", "text_column", "id_column", "group_column", "language_column", "license_column", "languages", "licenses")
+_TABLE += ("conversation", "question_columns", "answer_column")
 SOURCE_KEYS = {  # the keys that count, by kind; any other would be read and do nothing
     "hub": (*_ANY_KIND, *_TABLE, "revision", "config", "data_dir", "split"),
     "parquet": (*_ANY_KIND, *_TABLE, "paths"),
-    "jsonl": (*_ANY_KIND, *_TABLE, "paths"),
+    "jsonl": (*_ANY_KIND, *_TABLE, "paths", "optional"),
     "folder": (*_ANY_KIND, "path", "paths", "extensions", "languages"),
-    "installed": (*_ANY_KIND, "distributions", "content", "extensions", "languages", "max_files_per_distribution"),
+    "installed": (
+        *_ANY_KIND,
+        "distributions",
+        "content",
+        "conversation",
+        "extensions",
+        "languages",
+        "max_files_per_distribution",
+    ),
     "generated": _ANY_KIND,
 }
 
@@ -105,7 +123,9 @@ class FimSettings:
     spm_rate: float = _number(0.5, low=0.0, high=1.0)  # of the infilled ones; the rest are PSM
 
     def rate_of(self, source: SourceSettings) -> float:
-        """The rate of one source: its own, or the stage's."""
+        """The rate of one source: its own, or the stage's; conversations are not infilled."""
+        if source.conversation is not None:
+            return 0.0
         return self.rate if source.fim_rate is None else source.fim_rate
 
 
@@ -140,6 +160,14 @@ class HeldOutSettings:
 
 
 @dataclass(frozen=True)
+class ChatSettings:
+    """How conversations are laid out (docs/instruct.md)."""
+
+    template: Literal["llama2", "source"] = "llama2"  # [INST] of 7B, 13B and 34B; Source: of 70B
+    system: str | None = None  # the system text of conversations that have none of their own; none: none
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """What a stage reads."""
 
@@ -149,6 +177,7 @@ class DataSettings:
     fim: FimSettings = field(default_factory=FimSettings)
     packing: PackingSettings = field(default_factory=PackingSettings)
     long_documents: LongDocumentSettings | None = None  # none: documents as they come
+    chat: ChatSettings | None = None  # for sources of conversations; none: there are none
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     allow_unpinned: bool = False  # read sources whose revision is `unpinned`
     executor: Literal["local", "slurm", "ray"] = "local"  # datatrove's that runs the lanes
@@ -344,6 +373,8 @@ class ProbeSettings:
 
     infill_prompts: int = _number(100, low=0)  # per layout, generated at the end of the stage
     infill_new_tokens: int = _number(64, low=1)  # running into this limit is not a stop
+    chat_prompts: int = _number(0, low=0)  # held-out questions answered at the end of a stage on conversations
+    chat_new_tokens: int = _number(256, low=1)  # running into this limit is not a stop
     context_lengths: tuple[int, ...] = ()  # tokens of context under which the same targets are measured; empty: not
     context_target_tokens: int = _number(128, low=1)  # the last ones of each long held-out document
     key_lengths: tuple[int, ...] = ()  # tokens of the prompts in which a key is to be found again; empty: not
@@ -855,6 +886,7 @@ def _data_contradictions(data: DataSettings) -> list[str]:
             problems.append(f"`{key}.long_share` does nothing without `data.long_documents`; say there what is long")
         problems += _idle_keys(key, source)
     problems += _held_out_contradictions(data)
+    problems += _conversation_contradictions(data)
     if not data.packing.isolate_documents and data.packing.strategy == "best_fit":
         problems.append(
             "`data.packing.isolate_documents` is off but `data.packing.strategy` is best_fit; full attention across "
@@ -883,6 +915,34 @@ def _curate_contradictions(curate: CurateSettings) -> list[str]:
     for name in curate.code_by_language:
         if name != name.lower():
             problems.append(f"`curate.code_by_language.{name}`: write the language in lower case, {name.lower()}")
+    return problems
+
+
+def _conversation_contradictions(data: DataSettings) -> list[str]:
+    problems = []
+    talks = {name: source for name, source in data.sources.items() if source.conversation is not None}
+    if talks and data.chat is None:
+        problems.append(f"`data.sources.{next(iter(talks))}` holds conversations; say in `data.chat` how they are laid out")
+    if data.chat is not None and not talks:
+        problems.append("`data.chat` does nothing: no source has `conversation`")
+    if talks and data.packing.strategy == "concatenate":
+        problems.append("`data.packing.strategy` is concatenate, which cuts conversations in their answers; write best_fit")
+    for name, source in data.sources.items():
+        key = f"data.sources.{name}"
+        if (source.content == "functions") != (source.conversation == "function"):
+            problems.append(f"`{key}`: `content: functions` and `conversation: function` go together; write both or neither")
+        if source.conversation == "question_answer" and not (source.question_columns and source.answer_column):
+            problems.append(f"`{key}.question_columns` and `{key}.answer_column` say where question and answer are")
+        if source.conversation != "question_answer" and (source.question_columns or source.answer_column):
+            problems.append(f"`{key}.question_columns` and `answer_column` go with `conversation: question_answer`")
+        if source.conversation is not None and source.segment_characters is not None:
+            problems.append(f"`{key}.segment_characters` would cut conversations; take it away")
+        if source.optional and source.role != "self_instruct":
+            problems.append(f"`{key}.optional` is for kept triplets (`role: self_instruct`)")
+    if any(source.optional for source in data.sources.values()) and not any(
+        source.role == "instruct" for source in data.sources.values()
+    ):
+        problems.append("an `optional` source leaves its share to sources of `role: instruct`, and there is none")
     return problems
 
 

@@ -88,7 +88,8 @@ def job_script(
         raise ValueError(f"{body} is not there; run this from the root of the repository")
     run_dir = (root / recipe.run_dir).resolve()
     folder = run_dir / "slurm"
-    training = ["-m", "codetune.train", "--recipe", str(recipe_path)]
+    module = "codetune.sft" if recipe.data is not None and recipe.data.chat is not None else "codetune.train"
+    training = ["-m", module, "--recipe", str(recipe_path)]
     training += [part for override in overrides for part in ("--set", override)]
     variables = {
         "root": root.resolve(),

@@ -32,6 +32,7 @@ from codetune.artifacts import hash_json
 PREFIX, SUFFIX, MIDDLE, END = "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"
 INFILL_CONTENTS = (PREFIX, SUFFIX, MIDDLE, END)
 SPACE_MARK = "▁"
+STEP = "<step>"  # ends every turn of the 70B chat format
 LLAMA2_PIECES = 32_000
 CODE_LLAMA_IDS = (32_007, 32_008, 32_009, 32_010)  # PRE, SUF, MID, EOT
 CODE_LLAMA_ROWS = 32_016  # rows of the released embeddings; 32,000-32,006 and 32,011-32,015 are padding
@@ -54,6 +55,7 @@ class Codec:
         bos_id, eos_id: ids around documents, or None where the family has none.
         pad_id: id that fills rows; it is masked by position, so it may be equal to another id.
         infill: ids of the four tokens, or None where the vocabulary was not grown.
+        step_id: id of `<step>`, or the row kept for it (the last one, where it is unused, as in Code Llama 70B), or None.
         vocabulary_size: rows of the embedding, padding rows included.
         leading_space: whether `encode_batch` puts the family's implicit space before a text.
         fingerprint: hash of the tokenizer, recorded in manifests.
@@ -89,6 +91,9 @@ class Codec:
             )
         self.vocabulary_size = vocabulary_size or highest
         self._names = {token["id"]: token["content"] for token in tree["added_tokens"] if not _is_text(token["content"])}
+        self.step_id = added.get(STEP, self.vocabulary_size - 1 if self.vocabulary_size > highest else None)
+        if self.step_id is not None:
+            self._names[self.step_id] = STEP
         unknown = tree["model"].get("unk_token")
         self.pad_id = next((i for i in (pad_id, vocabulary.get(unknown or ""), eos_id) if i is not None), 0)
         self._is_control = np.zeros(self.vocabulary_size, bool)
@@ -96,7 +101,7 @@ class Codec:
         unwanted += (
             [] if self.infill is None else [self.infill.prefix, self.infill.suffix, self.infill.middle, self.infill.end]
         )
-        self._is_control[[i for i in (*unwanted, bos_id, eos_id) if i is not None]] = True
+        self._is_control[[i for i in (*unwanted, bos_id, eos_id, self.step_id) if i is not None]] = True
         self.fingerprint = hash_json(tree)
 
     # -- text to ids ----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ from codetune.model import (
 from codetune.recipe import DECIDE_NO_ROW, Recipe, load_recipe
 from codetune.steps import Steps, derive_steps
 from codetune.stopping import ENDED, EXIT_CODES, Interrupted, Requests, StopAgreed, end_of_budget, write_ended
-from codetune.trainer import Ledger, RowTrainer, Session
+from codetune.trainer import Ledger, RowTrainer, SafeTraining, Session
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -105,7 +106,25 @@ FREE_TO_CHANGE = (
 )
 
 
-def train(recipe: Recipe, minutes: float | None = None, grace_seconds: float | None = None) -> Path:
+@dataclass(frozen=True)
+class StageKind:
+    """What one kind of stage adds to the path that all share; the defaults are those of stage1, python and lcft."""
+
+    arguments: Callable[[Recipe, Steps, bool], TrainingArguments] = adapter.training_arguments
+    make: Callable[..., SafeTraining] = RowTrainer  # the trainer, from (model, args, train_dataset, data_collator, session)
+    # looks at rows and parent before anything is loaded; raises ValueError
+    check: Callable[[Recipe, Rows, Parent], None] = lambda recipe, rows, parent: None
+    # what is measured besides, at the end, for the manifest
+    measure: Callable[[Recipe, SafeTraining, Parent, list[HeldOutSample]], dict[str, Any]] = lambda *_: {}
+    complete: Callable[[Recipe, Path], None] = lambda recipe, folder: None  # adds to the folder of the finished model
+
+
+def train(
+    recipe: Recipe,
+    minutes: float | None = None,
+    grace_seconds: float | None = None,
+    kind: StageKind | None = None,
+) -> Path:
     """Train as the recipe says, and return the folder of the finished model.
 
     `minutes` is a budget that began with the process: the run saves and ends before it does. `grace_seconds` is how long
@@ -127,7 +146,7 @@ def train(recipe: Recipe, minutes: float | None = None, grace_seconds: float | N
         for name in requests.remove_old_files():
             say(f"{recipe.run_dir / name} is from before this run began; removed")
         with requests.listen():
-            return run(recipe, requests)
+            return run(recipe, requests, kind or StageKind())
 
 
 @contextlib.contextmanager
@@ -154,12 +173,13 @@ def ended(recipe: Recipe) -> Iterator[None]:
     write_ended(recipe.run_dir, "finished")
 
 
-def run(recipe: Recipe, requests: Requests) -> Path:
+def run(recipe: Recipe, requests: Requests, kind: StageKind) -> Path:
     """Train from the newest whole checkpoint, or from the parent, to the end."""
     rows = open_rows(recipe.rows_dir)
     check_rows(recipe, rows)
     parent = open_parent(recipe)
     check_parent(recipe, parent, rows)
+    kind.check(recipe, rows, parent)
     layout = sharding.asked_layout()
     sharding.check_recipe(layout, recipe)
     steps = derive_steps(recipe, layout.data_ranks)
@@ -175,7 +195,7 @@ def run(recipe: Recipe, requests: Requests) -> Path:
     # before the model is loaded: they tell the library how its weights are to be shared out
     bf16 = use_bf16(recipe)
     adapter.check_reporters(recipe.need_training().report_to)
-    arguments = adapter.training_arguments(recipe, steps, bf16)
+    arguments = kind.arguments(recipe, steps, bf16)
     adapter.check_arguments(arguments, layout.ranks, bf16)
     if recipe.model.lora is not None:
         lora.check_layout(recipe.model.lora, parent.codec, layout.kind)
@@ -185,7 +205,7 @@ def run(recipe: Recipe, requests: Requests) -> Path:
     collator = make_collator(recipe, rows, parent, rows_are_shared=layout.sequence_ranks > 1)
     samples = read_held_out(rows.path / HELD_OUT)
     model = load_model(recipe, parent)
-    trainer = make_trainer(recipe, steps, layout, rows, parent, model, arguments, dataset, collator, samples, requests)
+    trainer = make_trainer(kind, recipe, steps, layout, rows, parent, model, arguments, dataset, collator, samples, requests)
     restore_session(recipe, trainer.session, checkpoint)
     sharding.settle_accelerator(trainer.accelerator, recipe, layout, checkpoint, written)
     prepare_to_stop(recipe, trainer)
@@ -197,7 +217,7 @@ def run(recipe: Recipe, requests: Requests) -> Path:
             raise Interrupted(requests.stop, newest)
         assert trainer.state.global_step == steps.total, f"made {trainer.state.global_step} steps of {steps.total}"
         rows_read = None if recipe.need_training().loader_workers else dataset.rows_read  # workers count for themselves
-        return export(recipe, trainer, rows, parent, samples, resumed_from=checkpoint, rows_read=rows_read)
+        return export(kind, recipe, trainer, rows, parent, samples, resumed_from=checkpoint, rows_read=rows_read)
     except StopAgreed:  # while the finished model was being measured
         assert requests.stop is not None
         requests.answer()()
@@ -210,7 +230,7 @@ def run(recipe: Recipe, requests: Requests) -> Path:
             trainer.writer.wait()  # also after an error: nothing is written once the folder is another session's
 
 
-def prepare_to_stop(recipe: Recipe, trainer: RowTrainer) -> None:
+def prepare_to_stop(recipe: Recipe, trainer: SafeTraining) -> None:
     """What the time budget needs to know of saves, and what is to be done when one is given up."""
     requests, folder, model = trainer.session.requests, recipe.checkpoints_dir, trainer.model
     if not is_main_process():
@@ -410,6 +430,7 @@ def make_collator(recipe: Recipe, rows: Rows, parent: Parent, rows_are_shared: b
 
 
 def make_trainer(
+    kind: StageKind,
     recipe: Recipe,
     steps: Steps,
     layout: sharding.Layout,
@@ -421,7 +442,7 @@ def make_trainer(
     collator: RowCollator,
     samples: list[HeldOutSample],
     requests: Requests,
-) -> RowTrainer:
+) -> SafeTraining:
     """A stock trainer with the mixin, the shared callbacks and a session."""
     bf16 = arguments.bf16
     training, optimizer = recipe.need_training(), recipe.need_optimizer()
@@ -462,7 +483,7 @@ def make_trainer(
         spike_action=training.spikes,
         background_saves=training.background_saves,
     )
-    trainer = RowTrainer(
+    trainer = kind.make(
         model=model,
         args=arguments,
         train_dataset=dataset,
@@ -483,7 +504,7 @@ def make_trainer(
 
 def measure(
     recipe: Recipe,
-    trainer: RowTrainer,
+    trainer: SafeTraining,
     rows: Rows,
     parent: Parent,
     samples: list[HeldOutSample],
@@ -520,8 +541,9 @@ def restore_session(recipe: Recipe, session: Session, checkpoint: Path | None) -
 
 
 def export(
+    kind: StageKind,
     recipe: Recipe,
-    trainer: RowTrainer,
+    trainer: SafeTraining,
     rows: Rows,
     parent: Parent,
     samples: list[HeldOutSample],
@@ -539,6 +561,7 @@ def export(
     say(length_table(lengths))
     ledger = trainer.settle_ledger().to_dict(session.sequence_tokens)
     infilling = measure_infilling(recipe, trainer, rows, parent, samples)
+    more = kind.measure(recipe, trainer, parent, samples)
     logits = None
     ids_BT = torch.as_tensor(rows.row(0)["input_ids"][: lora.CHECK_TOKENS].astype("int64"))[None]
     if recipe.model.lora is not None:
@@ -562,6 +585,7 @@ def export(
                 "long_context": {name: v for name, v in session.held_out.items() if not name.startswith("held_out/")},
                 "lengths": lengths,
                 "infilling": infilling,
+                **more,
                 "seconds": ledger["seconds"],
                 "session": {
                     "resumed_from": None if resumed_from is None else resumed_from.name,
@@ -573,7 +597,7 @@ def export(
             if logits is not None:
                 with whole_folder(recipe.adapter_dir) as folder:
                     lora.save_adapter(model, state, folder)
-                    seal_finished(recipe, parent, folder, manifest)
+                    seal_finished(kind, recipe, parent, folder, manifest)
             with whole_folder(recipe.model_dir) as folder:
                 if logits is not None:
                     check = lora.save_merged(model, state, folder, ids_BT, logits, exact=not trainer.args.bf16)
@@ -581,7 +605,7 @@ def export(
                     say(str(check))
                 else:
                     model.save_pretrained(folder, state_dict=state, max_shard_size=adapter.EXPORT_SHARD_SIZE)
-                seal_finished(recipe, parent, folder, manifest)
+                seal_finished(kind, recipe, parent, folder, manifest)
                 rope.check_saved(model, folder)  # before the folder gets its name
             failure = [None]
     except (OSError, SafetensorError) as error:
@@ -598,9 +622,10 @@ def export(
     return recipe.model_dir
 
 
-def seal_finished(recipe: Recipe, parent: Parent, folder: Path, manifest: dict[str, Any]) -> None:
+def seal_finished(kind: StageKind, recipe: Recipe, parent: Parent, folder: Path, manifest: dict[str, Any]) -> None:
     """Put beside finished weights what makes them a checkpoint, its manifest last."""
     add_tokenizer_and_recipe(recipe, parent, folder)
+    kind.complete(recipe, folder)
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / "recipe.yaml", weights)  # safetensors lets nobody else read them
     seal_folder(folder, manifest)
@@ -614,7 +639,7 @@ def add_tokenizer_and_recipe(recipe: Recipe, parent: Parent, folder: Path) -> No
 
 
 def measure_infilling(
-    recipe: Recipe, trainer: RowTrainer, rows: Rows, parent: Parent, samples: list[HeldOutSample]
+    recipe: Recipe, trainer: SafeTraining, rows: Rows, parent: Parent, samples: list[HeldOutSample]
 ) -> dict[str, Any]:
     """Infilling prompts on the trained model; nothing where several ranks hold it, as it may be shared out over them."""
     settings = recipe.probes
@@ -662,7 +687,12 @@ def _tera(flops: float | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m codetune.train", description=(__doc__ or "").splitlines()[0])
+    command("python -m codetune.train", __doc__ or "", train, arguments)
+
+
+def command(prog: str, text: str, run_stage: Callable[..., Path], arguments: Sequence[str] | None) -> None:
+    """What every training command does: options, messages, exit codes."""
+    parser = argparse.ArgumentParser(prog=prog, description=text.splitlines()[0])
     parser.add_argument("--recipe", required=True, help="YAML file, such as recipes/stage1/tiny.yaml")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="section.key=value", help="settings to override"
@@ -678,7 +708,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     adapter.hush_libraries()
     try:
         cpu_ranks.settle()
-        train(load_recipe(options.recipe, options.set), options.minutes, options.grace_seconds)
+        run_stage(load_recipe(options.recipe, options.set), options.minutes, options.grace_seconds)
     except ValueError as error:
         fail(str(error))
     except OSError as error:

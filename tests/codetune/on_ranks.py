@@ -4,13 +4,14 @@ Started as a script with a JSON file of jobs. {"recipe", "set", "poison", "die_a
 number of a row whose micro-batch has a NaN loss, on the rank that has it; `die_after` a saved step after which every rank
 ends at once; `rows` a path to which each rank writes what it reads, one JSON line [step, rank, row numbers] a micro-batch;
 `unchecked` leaves out the check of the recipe, so that the check of the model is met; `believes` is what Accelerate is made
-to do: "alone" that each rank trains by itself, "whole" that nothing is shared out.
+to do: "alone" that each rank trains by itself, "whole" that nothing is shared out; `sft` takes the trainer of conversations.
 {"convert": path} is `python -m codetune.sharding`, on the main rank. A job that is refused prints its message and how it
 ended, and the next one follows.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -20,9 +21,9 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 
-from codetune import cpu_ranks, sharding
+from codetune import adapter, cpu_ranks, sft, sharding
 from codetune.cpu_ranks import ACCELERATE_INIT
-from codetune.train import main
+from codetune.train import StageKind, command, main, train
 from codetune.trainer import RowTrainer, SafeTraining
 
 CHECK_RECIPE, DEVICE_ARGUMENTS = sharding.check_recipe, cpu_ranks.device_arguments
@@ -54,7 +55,12 @@ def run(job: dict[str, Any]) -> None:
     if believes == "whole":
         AcceleratorState.__init__ = ACCELERATE_INIT
         cpu_ranks.settle = lambda: None
-    main(["--recipe", job["recipe"], *(["--set", *job["set"]] if job.get("set") else [])])
+    arguments = ["--recipe", job["recipe"], *(["--set", *job["set"]] if job.get("set") else [])]
+    if job.get("sft"):
+        kind = StageKind(arguments=adapter.sft_arguments, make=sft.make_trainer)
+        command("on_ranks", "trl's trainer", functools.partial(train, kind=kind), arguments)
+    else:
+        main(arguments)
 
 
 def convert(path: str) -> None:

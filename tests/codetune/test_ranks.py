@@ -117,9 +117,10 @@ def runs(make_runs: Callable[..., dict[str, Any]]) -> Callable[[str], dict[str, 
 
     def of(layout: str) -> dict[str, Any]:
         if layout not in made:
-            found = made[layout] = make_runs("straight", "poisoned", "resumed", "elastic", "mistaken", "rounded")
+            found = made[layout] = make_runs("straight", "talking", "poisoned", "resumed", "elastic", "mistaken", "rounded")
             jobs = [
                 job(found, "straight", rows=str(found["folder"] / "rows")),
+                job(found, "talking", sft=True),
                 job(found, "poisoned", poison=poisoned_row()),
                 job(found, "resumed", die_after=STOP),
                 job(found, "resumed"),
@@ -141,6 +142,17 @@ def alone(make_runs: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     jobs = [job(found, "straight"), job(found, "poisoned", poison=poisoned_row()), job(mixed, "straight")]
     launch_jobs("cpu", 1, found["folder"], jobs)
     return found | {"mixed": mixed["straight"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_trainer_of_conversations_makes_the_same_steps(layout: str, runs: Callable[[str], dict[str, Any]]) -> None:
+    """trl's SFTTrainer under the mixin, on the rows that the stock trainer had: the same losses, the same weights."""
+    found = runs(layout)
+    straight, talking = found["straight"], found["talking"]
+    assert losses_of(talking.run_dir) == losses_of(straight.run_dir)
+    own, other = weights_of(talking.model_dir), weights_of(straight.model_dir)
+    assert all(torch.equal(own[name], weight) for name, weight in other.items())
 
 
 @pytest.mark.slow

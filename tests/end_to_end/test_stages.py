@@ -1,4 +1,4 @@
-"""From nothing to long context at the size `smoke`, stage by stage, as `make` runs them."""
+"""From nothing to long context and to conversations at the size `smoke`, stage by stage, as `make` runs them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from codetune.artifacts import read_json, why_invalid
 from codetune.recipe import load_recipe
+from codetune.sft import tune
 from codetune.train import train
 from data_pipelines.base import make_base
 from data_pipelines.build import build
@@ -21,12 +22,12 @@ def test_every_stage_of_the_smallest_size(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     facts = {}
-    for stage in ("base", "stage1", "python", "lcft", "python-lcft"):
+    for stage in ("base", "stage1", "python", "lcft", "python-lcft", "instruct", "unnatural"):
         recipe = load_recipe(RECIPES / stage / "smoke.yaml", [f"runs={tmp_path}", "probes.infill_prompts=0"])
         if stage == "base":
             make_base(recipe)
         build(recipe)
-        folder = train(recipe)
+        folder = (train if recipe.need_data().chat is None else tune)(recipe)
         assert why_invalid(folder) is None
         facts[stage] = read_json(folder / "manifest.json")
     for stage in ("base", "stage1", "python"):
@@ -43,6 +44,10 @@ def test_every_stage_of_the_smallest_size(tmp_path: Path) -> None:
     made = self_instruct(load_recipe(RECIPES / "self_instruct" / "smoke.yaml", [f"runs={tmp_path}"]))
     manifest = read_json(made / "manifest.json")  # noise: what matters is that every pass came to its end
     assert (manifest["asked"]["questions"]["answers"], manifest["funnel"]["asked"] > 0) == (4, True)
+    for stage in ("instruct", "unnatural"):
+        assert facts[stage]["rope"] == facts["lcft" if stage == "instruct" else "python-lcft"]["rope"]
+        assert facts[stage]["chat"]["prompts"] == 4 and "held_out/functions/answer_end" in facts[stage]["held_out"]
+        assert {"psm", "spm"} & set(facts[stage]["ledger"]["tokens"]["python"]), "rehearsal is infilled"
     again = load_recipe(RECIPES / "lcft" / "smoke.yaml", [f"runs={tmp_path}", "parent=lcft", "name=lcft-again"])
     with pytest.raises(ValueError, match="lengthened by the run `lcft` already"):
         build(again)
