@@ -176,12 +176,16 @@ def test_killed_and_started_again(write_recipe: Callable[..., Path], tmp_path: P
     partial = tmp_path / "runs/test/killed/curate.partial"
     command = [sys.executable, "-m", "data_pipelines.curate", "--recipe", str(recipe), "--workers", "1"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
     while not (partial / "logs/order/completions/00000").exists() and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    assert curate(load_recipe(recipe)) == tmp_path / "runs/test/killed/dataset"
+    try:  # datatrove's manager lives on, and must not hold the folder's lock
+        assert curate(load_recipe(recipe)) == tmp_path / "runs/test/killed/dataset"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
     assert not partial.exists()
     assert contents(whole) == contents(tmp_path / "runs/test/killed/dataset")
 
