@@ -307,6 +307,7 @@ def test_rows_that_are_no_documents_are_counted(write_recipe: Callable[..., Path
         ),
         ("jsonl", "none.jsonl", None, "no file matches"),
     ],
+    ids=["no parquet", "gzip cut off", "no file"],
 )
 def test_files_that_cannot_be_read_are_refused(
     write_recipe: Callable[..., Path], tmp_path: Path, kind: str, name: str, data: bytes | None, message: str
