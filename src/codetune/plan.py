@@ -164,8 +164,16 @@ def find_shape(recipe: Recipe, recipes: Path) -> tuple[ModelShape, str]:
         ValueError: neither says.
     """
     shape, origin = _shape_without_context(recipe, recipes)
-    context = recipe.model.context_tokens
+    context = recipe.model.context_tokens or _context_of_parent(recipe, recipes)
     return (shape if context is None else dataclasses.replace(shape, context=context)), origin
+
+
+def _context_of_parent(recipe: Recipe, recipes: Path) -> int | None:
+    """The context that the parent's own recipe gives it, where the parent is not made yet; None where it changes nothing."""
+    path = recipes / (recipe.parent or "base") / f"{recipe.size}.yaml"
+    if recipe.parent is None or not path.is_file() or (Path(recipe.parent_path) / "config.json").is_file():
+        return None
+    return load_recipe(path).model.context_tokens
 
 
 def _shape_without_context(recipe: Recipe, recipes: Path) -> tuple[ModelShape, str]:

@@ -312,7 +312,14 @@ def test_a_full_disk_is_said_and_the_build_goes_on_later(recipe_file: Path, tmp_
 
 def test_ctrl_c_leaves_a_state_that_goes_on(recipe_file: Path) -> None:
     command = _command(recipe_file, "--set", f"training.train_tokens={ROW * 200_000}", "--workers", "2")
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )
     recipe: Recipe = load_recipe(recipe_file)
     _wait_for_progress(recipe.run_dir, process)  # type: ignore[arg-type]
     os.killpg(process.pid, signal.SIGINT)
