@@ -20,12 +20,12 @@ WORK = Path("runs/bench-report")
 STEPS = 100_000
 
 
-def write_log(path: Path) -> None:
+def write_log(path: Path, steps: int) -> None:
     """A log as training writes it, ledger and all."""
     draw = random.Random(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        for step in range(1, STEPS + 1):
+        for step in range(1, steps + 1):
             tokens = {name: {"plain": step * 50, "psm": step * 40, "spm": step * 40} for name in ("python", "cpp", "text")}
             record: dict[str, Any] = {
                 "step": step,
@@ -93,7 +93,7 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     figures[small.name] = {**build(small, out), **paint(out)}
     long = WORK / "long" / "stage1"
-    write_log(long / "metrics.jsonl")
+    write_log(long / "metrics.jsonl", STEPS)
     out = WORK / "long.html"
     figures["100,000 steps"] = {**build(long.parent, out), **paint(out)}
     points = runs.Curve.points

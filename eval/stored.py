@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from codetune.completions import Completion, completion_of
+from codetune.problems import json_lines
 
 
 @dataclass(frozen=True)
@@ -109,20 +110,11 @@ def _from_lists(path: Path, text: str, ids: Sequence[str]) -> list[Answer]:
 def _from_lines(path: Path, text: str) -> list[Answer]:
     answers: list[Answer] = []
     counts: Counter[str] = Counter()
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number}: not a JSON object ({error.msg}); the file is cut or damaged"
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object")
+    for found in json_lines(path, text.split("\n")):  # never `splitlines`, which cuts inside texts too
+        row = dict(found.fields)
         if "plan" in row and "sampling" in row:
             continue  # the first line of a file of ours
-        for answer in _of_row(f"{path}, line {number}", row):
+        for answer in _of_row(found.where, row):
             place = answer.sample if "sample" in row else counts[answer.prompt_id]
             counts[answer.prompt_id] += 1
             answers.append(Answer(**{**vars(answer), "sample": place}))

@@ -15,43 +15,23 @@ for scale.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from codetune.artifacts import fail, read_results
-from codetune.paper import VARIANTS, Figure
+from codetune.paper import VARIANTS, Figure, form_in_paper, read_paper
 from eval.scores import paired_difference
 
 PAPER = Path(__file__).with_name("paper.csv")
 IN_UNITS = ("sentiment",)  # figures of the paper that are no percentages
 
 
-def read_paper(path: Path = PAPER) -> list[Figure]:
-    """The paper's numbers.
-
-    Raises:
-        ValueError: a line that is none.
-    """
-    figures = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            try:
-                figures.append(Figure(**{**row, "value": float(row["value"])}))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {number}: not a figure ({error})") from error
-    return figures
-
-
 def find_figure(
     figures: Sequence[Figure], task: Mapping[str, Any], metric: str, models: Sequence[str], size: str
 ) -> Figure | None:
     """The paper's number for a score: same benchmark, form and metric; the first of the models that has one."""
-    settings = task["settings"]
-    benchmark, form = settings["benchmark"], task.get("form", "")
-    sampled = settings.get("temperature", 0) not in (0, 0.6, 0.8)
-    wanted = f"{form} T={settings['temperature']:g}" if sampled else form
+    benchmark, wanted = task["settings"]["benchmark"], form_in_paper(task)
     for model in models:
         for one in figures:
             same = (one.benchmark, one.form, one.metric) == (benchmark, wanted, metric)
@@ -62,7 +42,7 @@ def find_figure(
 
 def compare(results: Sequence[Mapping[str, Any]], models: Sequence[str], size: str, own_size: bool) -> list[str]:
     """The table's lines."""
-    first, figures = results[0], read_paper()
+    first, figures = results[0], read_paper(PAPER)
     names = [str(one["model"]["name"]) for one in results]
     lines = [f"ours: {names[0]}, suite {first['suite']['name']}"]
     for number, one in enumerate(results[1:], 1):

@@ -436,3 +436,17 @@ def chat_recipe_in(tiny_parent: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def llama2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Llama 2's own tokenizer with the four infill tokens, converted from its `tokenizer.model` and checked."""
+    data = os.environ.get("CODETUNE_TEST_DATA")
+    if not data:
+        pytest.skip("CODETUNE_TEST_DATA is unset: Llama 2's tokenizer.model is not part of the project")
+    from codetune.vocabulary import checked_tokenizer, grown_tokenizer, plan_growth
+
+    folder = tmp_path_factory.mktemp("llama2")
+    shutil.copyfile(Path(data) / "tokenizers" / "llama2_tokenizer.model", folder / "tokenizer.model")
+    tokenizer, _ = checked_tokenizer(folder)
+    return grown_tokenizer(tokenizer, plan_growth(tokenizer, 32_000, "Llama 2").infill_ids)

@@ -56,14 +56,23 @@ def read_paper(path: Path | None) -> list[Figure]:
     return figures
 
 
+def form_in_paper(task: Mapping[str, Any]) -> str:
+    """The form of a task as `paper.csv` names it.
+
+    Example: form "", temperature 0.4 -> " T=0.4"
+    """
+    settings = task.get("settings") or {}
+    temperature, form = settings.get("temperature", 0), task.get("form") or settings.get("form") or ""
+    return form if temperature in USUAL_TEMPERATURES else f"{form} T={temperature:g}"
+
+
 def paper_value(figures: Iterable[Figure], task: Mapping[str, Any], metric: str, stage: str, size: str) -> float | None:
     """The paper's number for the same benchmark, form, metric, size and variant.
 
     Example: humaneval, pass@1, lcft, 7b -> the row `Code Llama`, 7B
     """
     settings = task.get("settings") or {}
-    temperature, form = settings.get("temperature", 0), task.get("form") or settings.get("form") or ""
-    wanted = form if temperature in USUAL_TEMPERATURES else f"{form} T={temperature:g}"
+    wanted = form_in_paper(task)
     known = sorted(VARIANTS, key=len, reverse=True)
     variant = next((name for name in known if stage == name or stage.startswith(f"{name}-")), None)
     found = {

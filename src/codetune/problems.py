@@ -224,14 +224,19 @@ def read_rows(path: Path) -> Iterator[Row]:
             if name.endswith(".csv"):
                 yield from _csv_rows(path, file)
             elif name.endswith(".jsonl"):
-                yield from _json_lines(path, file)
+                yield from json_lines(path, file)
             else:
                 yield from _json_records(path, file.read())
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read to its end ({error}); copy the file again") from error
 
 
-def _json_lines(path: Path, file: Iterable[str]) -> Iterator[Row]:
+def json_lines(path: Path, file: Iterable[str]) -> Iterator[Row]:
+    """Records of a file of JSON lines, each with its place; empty lines are none.
+
+    Raises:
+        ValueError: a line that is no JSON object, with its number.
+    """
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue

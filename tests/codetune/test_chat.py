@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +21,10 @@ TALK = [ASK, ANSWER, Turn("user", "x = 1"), Turn("assistant", "y = 2\nz")]
 
 
 @pytest.fixture(scope="module")
-def llama2(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+def llama2(llama2_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Codec:
     """Code Llama's tokenizer: Llama 2's, with the four infill tokens and 32,016 rows."""
-    data = os.environ.get("CODETUNE_TEST_DATA")
-    if not data:
-        pytest.skip("CODETUNE_TEST_DATA is unset: Llama 2's tokenizer.model is not part of the project")
-    from codetune.vocabulary import checked_tokenizer, grown_tokenizer, plan_growth
-
     folder = tmp_path_factory.mktemp("llama2")
-    shutil.copyfile(Path(data) / "tokenizers" / "llama2_tokenizer.model", folder / "tokenizer.model")
-    tokenizer, _ = checked_tokenizer(folder)
-    grown_tokenizer(tokenizer, plan_growth(tokenizer, 32_000, "Llama 2").infill_ids).save_pretrained(folder / "grown")
+    llama2_tokenizer.save_pretrained(folder / "grown")
     (folder / "grown" / "config.json").write_text(json.dumps({"vocab_size": CODE_LLAMA_ROWS}))
     return open_codec(folder / "grown")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -206,16 +204,8 @@ def _ids(text: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def llama2(tmp_path_factory: pytest.TempPathFactory) -> Codec:
-    data = os.environ.get("CODETUNE_TEST_DATA")
-    if not data:
-        pytest.skip("CODETUNE_TEST_DATA is unset: Llama 2's tokenizer.model is not part of the project")
-    from codetune.vocabulary import checked_tokenizer, grown_tokenizer, plan_growth
-
-    folder = tmp_path_factory.mktemp("llama2")
-    shutil.copyfile(Path(data) / "tokenizers" / "llama2_tokenizer.model", folder / "tokenizer.model")
-    tokenizer, _ = checked_tokenizer(folder)
-    return open_codec(grown_tokenizer(tokenizer, plan_growth(tokenizer, 32_000, "Llama 2").infill_ids))
+def llama2(llama2_tokenizer: Any) -> Codec:
+    return open_codec(llama2_tokenizer)
 
 
 def test_llama2_prompts_are_metas(llama2: Codec) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,26 +109,18 @@ def page(model: app.Model) -> Iterator[str]:
     made.close()
 
 
-def test_the_page_fills_in_at_the_cursor(page: str, model: app.Model) -> None:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser")
-    if executable is None:
-        pytest.skip("no chromium here (Debian: apt install chromium), so that no page is opened in a browser")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright here, so that no page is opened in a browser"
+def test_the_page_fills_in_at_the_cursor(page: str, model: app.Model, browser: Any) -> None:
+    tab = browser.new_page()
+    tab.goto(page)
+    tab.get_by_role("tab", name="Fill in").click()
+    box = tab.locator("#code textarea")
+    box.fill("def f(x):\n    return \n")
+    box.evaluate("(box) => { box.focus(); box.setSelectionRange(21, 21); }")
+    tab.locator("#fill").click()
+    expected = list(model.write(model.infill_ids("def f(x):\n    return ", "\n"), 128, 0.0))[-1]
+    tab.wait_for_function(
+        "(wanted) => document.querySelector('#code textarea').value === wanted",
+        arg=f"def f(x):\n    return {expected}\n",
+        timeout=60_000,
     )
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        tab = browser.new_page()
-        tab.goto(page)
-        tab.get_by_role("tab", name="Fill in").click()
-        box = tab.locator("#code textarea")
-        box.fill("def f(x):\n    return \n")
-        box.evaluate("(box) => { box.focus(); box.setSelectionRange(21, 21); }")
-        tab.locator("#fill").click()
-        expected = list(model.write(model.infill_ids("def f(x):\n    return ", "\n"), 128, 0.0))[-1]
-        tab.wait_for_function(
-            "(wanted) => document.querySelector('#code textarea').value === wanted",
-            arg=f"def f(x):\n    return {expected}\n",
-            timeout=60_000,
-        )
-        browser.close()
+    tab.close()

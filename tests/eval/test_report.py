@@ -7,7 +7,6 @@ import html
 import json
 import math
 import os
-import random
 import re
 import shutil
 import threading
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from bench.report import write_log
 from codetune.artifacts import read_json, write_json
 from eval import report as module
 from eval.runs import Curve, find_runs, read_run, thin_out
@@ -197,30 +197,12 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, runs: Path) -> None:
 def test_a_run_of_a_hundred_thousand_logged_steps_is_a_small_page_in_seconds(tmp_path: Path) -> None:
     run = tmp_path / "tiny" / "stage1"
     run.mkdir(parents=True)
-    write_long_log(run / "metrics.jsonl", 100_000)
+    write_log(run / "metrics.jsonl", 100_000)
     start = time.process_time()
     out = module.write_report(run.parent, tmp_path / "report.html")
     assert time.process_time() - start < 10 and out.stat().st_size < 5e6
     facts = read_run(run)
     assert facts.steps == 100_000 and len(facts.curves["loss"].values) == 100_000
-
-
-def write_long_log(path: Path, steps: int) -> None:
-    """A log as training writes it, ledger and all."""
-    draw = random.Random(0)
-    with path.open("w") as file:
-        for step in range(1, steps + 1):
-            tokens = {name: {"plain": step * 50, "psm": step * 40, "spm": step * 40} for name in ("python", "cpp", "text")}
-            record: dict[str, Any] = {
-                "step": step,
-                "tokens": step * 4096,
-                "loss": 2 + draw.random(),
-                "grad_norm": draw.random(),
-            }
-            record |= {"learning_rate": 1e-3, "tokens_per_second": 7000 + draw.random(), "mfu_percent": 15.0}
-            file.write(
-                json.dumps(record | {"ledger": {"tokens": tokens, "padding": 0, "rows": step, "seconds": step}}) + "\n"
-            )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,21 +247,6 @@ def test_the_watched_page_is_for_this_machine_alone(watching: tuple[str, Path]) 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, headless."""
-    executable = shutil.which("chromium") or shutil.which("chromium-browser")
-    if executable is None:
-        pytest.skip("no chromium here (Debian: apt install chromium), so that no page is opened in a browser")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright here, so that no page is opened in a browser"
-    )
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def open_page(browser: Any, address: str, scheme: str = "light", width: int = 1200) -> tuple[Any, list[str]]:

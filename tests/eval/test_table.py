@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from codetune.artifacts import write_results
+from codetune.paper import read_paper
 from eval.pictures import attention_by_distance, draw_all
 from eval.scores import language_correlation
-from eval.table import compare, find_figure, main, paper_columns, read_paper
+from eval.table import PAPER, compare, find_figure, main, paper_columns
 
 
 def results_of(values: dict[str, float], name: str = "ours", benchmark: str = "humaneval", **model: Any) -> dict[str, Any]:
@@ -41,7 +42,7 @@ ALL = {f"HumanEval/{number}": float(number < 55) for number in range(164)}  # 33
 
 
 def test_the_papers_figures_are_those_of_its_tables() -> None:
-    figures = read_paper()
+    figures = read_paper(PAPER)
     task = {"settings": {"benchmark": "humaneval", "temperature": 0.0}, "form": "unstripped"}
     wanted = {("Code Llama", "7B"): 33.5, ("Code Llama - Python", "34B"): 53.7, ("Unnatural Code Llama", "34B"): 62.2}
     for (model, size), value in wanted.items():
@@ -83,7 +84,7 @@ def test_results_of_the_same_problems_are_compared_in_pairs() -> None:
 
 def test_scores_at_other_temperatures_have_their_own_rows_in_the_paper() -> None:
     task = {"settings": {"benchmark": "humaneval", "temperature": 0.1}, "form": "unstripped"}
-    found = find_figure(read_paper(), task, "pass@100", ("Code Llama [FIM=yes,LCFT=no]",), "7B")
+    found = find_figure(read_paper(PAPER), task, "pass@100", ("Code Llama [FIM=yes,LCFT=no]",), "7B")
     assert found is not None and (found.value, found.table) == (48.8, "T5")
 
 
@@ -133,7 +134,7 @@ def test_the_papers_seven_7b_models_correlate_as_in_worked_figures() -> None:
     """Pearson over Table 11's seven rows of 7B models, worked out with pandas."""
     wanted = {("cpp", "py"): 0.928, ("java", "cpp"): 0.963, ("cs", "java"): 0.975, ("sh", "php"): 0.931, ("ts", "py"): 0.477}
     rows: dict[str, dict[str, float]] = {}
-    for one in read_paper():
+    for one in read_paper(PAPER):
         if one.table == "T11" and one.size == "7B" and one.benchmark.startswith("multipl-e-"):
             rows.setdefault(one.model, {})[one.benchmark.removeprefix("multipl-e-")] = one.value
     assert len(rows) == 7
