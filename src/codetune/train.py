@@ -16,6 +16,7 @@ and head included, and not on norms.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import errno
 import logging
@@ -706,9 +707,11 @@ def command(prog: str, text: str, run_stage: Callable[..., Path], arguments: Seq
     options = parser.parse_args(arguments)
     transformers_logging.disable_progress_bar()  # of loading and saving; the bar of the run is ours
     adapter.hush_libraries()
+    atexit.unregister(leave_process_group)
     try:
         cpu_ranks.settle()
         run_stage(load_recipe(options.recipe, options.set), options.minutes, options.grace_seconds)
+        atexit.register(leave_process_group)
     except ValueError as error:
         fail(str(error))
     except OSError as error:
@@ -717,10 +720,20 @@ def command(prog: str, text: str, run_stage: Callable[..., Path], arguments: Seq
         fail(f"no disk space is left ({error}); make room and start again: the run goes on from its newest checkpoint")
     except Interrupted as end:
         say(str(end))
+        atexit.register(leave_process_group)
         sys.exit(end.exit_code)
     except KeyboardInterrupt:
         say("stopped at once; the same command goes on from the newest whole checkpoint")
         sys.exit(EXIT_CODES["interrupted"])
+
+
+def leave_process_group() -> None:
+    """Join the threads of torch's process groups while Python still runs: left to the end, they may abort a finished one.
+
+    For ends that all ranks reach together; elsewhere it could wait for a rank that is gone.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
