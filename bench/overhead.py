@@ -2,7 +2,9 @@
 
 Same 9M-parameter Llama, batches, fused head and arguments, both trained by `transformers.Trainer` in one process. Each makes
 a step while the other waits, so that what else the machine does meets both alike. With: the mixin (ledger, finite check,
-spikes, requests to stop, metrics file), no probes. Without: the library's trainer alone.
+spikes, requests to stop, metrics file), no probes. Without: the library's trainer alone. Whichever of the two comes first in
+a turn may have it easier, so each is first in one half of the steps; and two trainers without measure each other in the same
+way, which says how far from nothing such a figure is by itself.
 
     python -m bench.overhead
 """
@@ -134,31 +136,46 @@ def steps_in_turns(trainers: list[Any]) -> list[np.ndarray]:
     return [np.array(meter.seconds[WARM_UP:]) for meter in meters]
 
 
+def percent_slower(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """How much longer a step of `ours` takes, (steps, 2) each, in four ways of saying it."""
+    return {
+        "median": 100 * float(np.median(ours[:, 0]) / np.median(theirs[:, 0]) - 1),
+        "median_of_pairs": 100 * float(np.median(ours[:, 0] / theirs[:, 0]) - 1),
+        "all_steps": 100 * float(ours[:, 0].sum() / theirs[:, 0].sum() - 1),
+        "processor": 100 * float(ours[:, 1].sum() / theirs[:, 1].sum() - 1),
+    }
+
+
 def main() -> None:
     """Print the cost in percent of a step."""
     parser = argparse.ArgumentParser(prog="python -m bench.overhead")
     parser.add_argument("--steps", type=int, default=150, help="of each side (150)")
     options = parser.parse_args()
     bf16 = bf16_is_fast()
+    half = options.steps // 2
+    sides = {"with": make_trainer, "without": make_bare_trainer}
+    orders = (("with", "without"), ("without", "with"), ("without", "without"))
+    seconds: list[list[np.ndarray]] = []
     with tempfile.TemporaryDirectory() as folder:
-        steps = options.steps + WARM_UP
-        guarded = make_trainer(Path(folder) / "guarded", steps, bf16)
-        bare = make_bare_trainer(Path(folder) / "bare", steps, bf16)
-        ours, theirs = steps_in_turns([guarded, bare])
-    percent = {
-        "median": 100 * (np.median(ours[:, 0]) / np.median(theirs[:, 0]) - 1),
-        "all_steps": 100 * (ours[:, 0].sum() / theirs[:, 0].sum() - 1),
-        "processor": 100 * (ours[:, 1].sum() / theirs[:, 1].sum() - 1),
-        "median_of_pairs": 100 * (np.median(ours[:, 0] / theirs[:, 0]) - 1),
-    }
+        for number, order in enumerate(orders):
+            places = [Path(folder) / f"{number}-{place}" for place in range(2)]
+            trainers = [sides[side](place, half + WARM_UP, bf16) for side, place in zip(order, places, strict=True)]
+            seconds.append(steps_in_turns(trainers))
+    ours = np.concatenate([seconds[0][0], seconds[1][1]])
+    theirs = np.concatenate([seconds[0][1], seconds[1][0]])
+    cost, control = percent_slower(ours, theirs), percent_slower(*seconds[2])
     setting = f"{'bf16' if bf16 else 'fp32'}, {torch.get_num_threads()} thread(s), {len(ours)} steps of each"
     print(f"{BATCH_ROWS * SEQUENCE_TOKENS} tokens a step, {setting}")
     print(f"median step: {np.median(ours[:, 0]) * 1e3:.1f} ms with, {np.median(theirs[:, 0]) * 1e3:.1f} ms without")
-    print(f"cost by the median step: {percent['median']:+.2f} % (to reach: under {TARGET_PERCENT:g} %)")
-    print(f"by the median of pairs of steps: {percent['median_of_pairs']:+.2f} %")
-    print(f"by all seconds: {percent['all_steps']:+.2f} %, by seconds of the processor: {percent['processor']:+.2f} %")
-    figures = {f"{name}_percent": round(float(value), 3) for name, value in percent.items()}
-    print("RESULT " + json.dumps(figures | {"steps": len(ours), "reached": bool(percent["median"] < TARGET_PERCENT)}))
+    print(f"cost by the median step: {cost['median']:+.2f} % (to reach: under {TARGET_PERCENT:g} %)")
+    print(f"by the median of pairs of steps: {cost['median_of_pairs']:+.2f} %")
+    print(f"by all seconds: {cost['all_steps']:+.2f} %, by seconds of the processor: {cost['processor']:+.2f} %")
+    halves = [percent_slower(*seconds[0])["median"], percent_slower(*reversed(seconds[1]))["median"]]
+    print(f"the median where it comes first and where it comes second: {halves[0]:+.2f} %, {halves[1]:+.2f} %")
+    print(f"two without, the first against the second: {control['median']:+.2f} %, {len(seconds[2][0])} steps of each")
+    figures = {f"{name}_percent": round(value, 3) for name, value in cost.items()}
+    figures |= {f"control_{name}_percent": round(value, 3) for name, value in control.items()}
+    print("RESULT " + json.dumps(figures | {"steps": len(ours), "reached": cost["median"] < TARGET_PERCENT}))
 
 
 if __name__ == "__main__":
