@@ -3,7 +3,7 @@
 Reference: the parent (lcft) on the same held-out documents and conversations, and the same stage without rehearsal: as many
 tokens, the same rates and seed. Forgetting is the rise of the held-out loss, of plain documents in nats per token, of
 middles in nats per character (infilling). One seed; differences below 0.03 nats are undecided. Runs stay in
-`runs/bench-instruct`.
+`runs/bench-instruct`, a folder for each state of the code.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.stage_runs import BASE, build_and_train, need_base
+from bench.stage_runs import BASE, build_and_train, need_base, runs_of
 from codetune.artifacts import HELD_OUT, read_held_out, read_json
 from codetune.recipe import load_recipe
 
 MINUTES = 14
-RUNS = Path("runs/bench-instruct")
+RUNS = runs_of(__file__)
 STAGES = ("stage1/tiny", "lcft/tiny", "instruct/tiny", "instruct/tiny-no-rehearsal")
 SOURCES = ("python", "cpp", "generated", "text")
 PLANNED = {"code": 0.06, "text": 0.02}

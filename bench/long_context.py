@@ -4,7 +4,8 @@ Reference: stage1 on its own, as trained and with base 10^6 put in without train
 the new base, as in the paper's Table 18. All arms start from one stage1, read the same rows in the same order, and are
 measured on the same tokens: the last 128 of held-out files of 6,144, given more and more of what stands before them. Middle
 loss (nats per character) and end-token loss are those of stage1's held-out documents, for every arm, the Python stage and
-the arms without infilling. One seed; differences below 0.03 nats are undecided. Runs stay in `runs/bench-long-context`.
+the arms without infilling. One seed; differences below 0.03 nats are undecided. Runs stay in
+`runs/bench-long-context`, a folder for each state of the code.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.stage_runs import BASE, build_and_train, need_base
+from bench.stage_runs import BASE, build_and_train, need_base, runs_of
 from codetune.artifacts import HELD_OUT, read_held_out, read_json
 from codetune.recipe import load_recipe
 
 MINUTES = 22
-RUNS = Path("runs/bench-long-context")
+RUNS = runs_of(__file__)
 LENGTHS = (192, 256, 512, 1024, 1536, 2048, 4096, 6144)
 TARGET_TOKENS = 128
 TRAINED, LONG = 256, 1024

@@ -9,10 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.run import Benchmark, code_hash
 from codetune.artifacts import fail, read_json
 from codetune.recipe import load_recipe
 
 BASE = Path("runs/tiny/base/model")
+
+
+def runs_of(script: str) -> Path:
+    """Where a script's stages stay: another folder for other code, so that no figure is of models that older code made."""
+    path = Path(script)
+    return Path("runs") / f"bench-{path.stem.replace('_', '-')}" / code_hash(Benchmark(path.stem, path, "", 0))
 
 
 def need_base() -> None:

@@ -12,11 +12,9 @@ from __future__ import annotations
 import json
 import statistics
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from bench.run import Benchmark, code_hash
-from bench.stage_runs import BASE, build_and_train, need_base
+from bench.stage_runs import BASE, build_and_train, need_base, runs_of
 from codetune.artifacts import HELD_OUT, read_held_out, read_json
 from codetune.recipe import Recipe, load_recipe
 
@@ -24,11 +22,11 @@ MINUTES = 35
 RECIPE = "recipes/stage1/tiny.yaml"
 SEEDS = (0, 1, 2)
 ARMS = {"infilling": 0.9, "plain only": 0.0}
-CODE = code_hash(Benchmark("tiny", Path(__file__), "", MINUTES))
+RUNS = runs_of(__file__)
 
 
 def overrides(seed: int, rate: float) -> list[str]:
-    folder = f"runs/bench-tiny/{CODE}/seed{seed}-fim{rate:g}"
+    folder = RUNS / f"seed{seed}-fim{rate:g}"
     return [f"seed={seed}", f"data.fim.rate={rate}", f"runs={folder}", f"parent={BASE.resolve()}"]
 
 
