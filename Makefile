@@ -247,7 +247,8 @@ slurm: $(SET_UP) ## a job script for Slurm that starts again by itself (STAGE=, 
 # The finished model of STAGE, or its adapter, or one of its checkpoints; made first at embedded sizes.
 CHOSEN = $(or $(strip $(MODEL)),$(RUNS)/$(SIZE)/$(call run_name,$(STAGE))/$(if $(strip $(CHECKPOINT)),checkpoints/checkpoint-$(strip $(CHECKPOINT)),$(if $(filter 1,$(ADAPTER)),adapter,model)))
 make_stage = $(if $(filter python-lcft,$(STAGE)),lcft FROM=python,$(STAGE))
-need_chosen = @test -f $(CHOSEN)/manifest.json || $(if $(filter $(SIZE),$(EMBEDDED)),$(if $(strip $(MODEL)$(CHECKPOINT)),true,$(MAKE) --no-print-directory $(make_stage) ARM='$(ARM)' SET='$(RUNS_SETTING)'),true)
+told_chosen = make $(make_stage) SIZE=$(SIZE)$(addprefix $() ARM=,$(ARM))$(if $(RUNS_SETTING), SET=$(RUNS_SETTING))
+need_chosen = $(if $(strip $(MODEL)$(CHECKPOINT)),,@test -f $(CHOSEN)/manifest.json || $(if $(filter $(SIZE),$(EMBEDDED)),$(MAKE) --no-print-directory $(make_stage) ARM='$(ARM)' SET='$(RUNS_SETTING)',{ echo "error: $(CHOSEN) is not there; make it first: $(told_chosen)" >&2; exit 2; }))
 
 publish: $(SET_UP) ## model card and the Hub, private by default: REPO=me/name (DRY_RUN=1: list what would go; CHECKPOINT= ADAPTER=1 TAG=)
 	$(need_chosen)
@@ -270,6 +271,7 @@ spikes: $(SET_UP) ## print the rows of steps whose loss leapt or that were left 
 	@$(PY) -m data_pipelines.spikes --recipe $(call recipe,$(STAGE)) $(SETTINGS) $(if $(STEP),--step $(STEP))
 
 probes: $(SET_UP) ## losses, infilling, growing context and keys of a stage's checkpoint (STAGE=lcft; ROWS=: documents of another)
+	$(need_chosen)
 	@$(PY) -m codetune.probes --checkpoint $(RUNS)/$(SIZE)/$(call run_name,$(STAGE))/model --rows $(RUNS)/$(SIZE)/$(or $(ROWS),$(call run_name,$(STAGE)))/rows
 
 report: $(SET_UP) ## one HTML page about the runs of SIZE, side by side, that needs no network: runs/SIZE/report.html (RUN="stage1 lcft")
@@ -287,7 +289,7 @@ EVAL_SUITE = $(or $(strip $(SUITE)),$(if $(wildcard recipes/eval/$(SIZE).yaml),$
 EVAL_STAGE = $(RUNS)/$(SIZE)/$(call run_name,$(STAGE))
 EVAL_OUT = $(if $(MODEL),$(RUNS)/eval/$(subst /,--,$(MODEL)),$(EVAL_STAGE)/eval)/$(EVAL_SUITE)
 eval: $(SET_UP) ## benchmarks of a stage's checkpoint (STAGE=stage1), or of MODEL=; SUITE=table2, DATA=folder: .../eval/SUITE
-	$(if $(MODEL),,@test -f $(EVAL_STAGE)/model/manifest.json || $(if $(filter $(SIZE),$(EMBEDDED)),$(MAKE) --no-print-directory $(STAGE) ARM='$(ARM)' SET='$(RUNS_SETTING)',{ echo "error: $(EVAL_STAGE)/model is not there; make it first: make $(STAGE) SIZE=$(SIZE)" >&2; exit 2; }))
+	$(need_chosen)
 	@$(PY) -m eval.run --suite recipes/eval/$(EVAL_SUITE).yaml --model $(or $(MODEL),$(EVAL_STAGE)/model) --out $(EVAL_OUT) \
 	  $(if $(wildcard $(EVAL_STAGE)/rows/manifest.json),--rows $(EVAL_STAGE)/rows) $(if $(DATA),--data $(DATA)) $(if $(filter tasks.%,$(SET)),--set $(filter tasks.%,$(SET)))
 

@@ -104,7 +104,7 @@ def make_base(recipe: Recipe) -> Path:
     with whole_folder(target) as folder:
         _write(made, recipe, folder)
         _verify(made, folder)
-        seal_folder(folder, _manifest(made, recipe))
+        seal_folder(folder, _manifest(made, recipe), hash_all=True)
     count = sum(parameter.numel() for parameter in made.model.parameters())
     print(f"base: {target}, {count:,} parameters, {made.growth.rows:,} vocabulary rows ({made.growth.rule})")
     return target

@@ -28,6 +28,7 @@ from codetune.tokens import Codec, open_codec
 from data_pipelines.documents import Document
 
 PLAIN, PSM, SPM = range(len(LAYOUTS))
+TOKENIZER = "runs/tiny/base/model"  # that a file is shown with where no other is named
 LIKELY_CHARACTERS_PER_TOKEN = 4  # longer than a row by this measure: the plain form is tried first; the result is the same
 
 
@@ -140,9 +141,7 @@ def main() -> None:
     """Show a file as plain, PSM and SPM, with the control tokens visible."""
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.fim", description=main.__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument(
-        "--tokenizer", default="runs/tiny/base/model", help="checkpoint folder or Hub id with infilling tokens"
-    )
+    parser.add_argument("--tokenizer", default=TOKENIZER, help="checkpoint folder or Hub id with infilling tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ids", action="store_true", help="print the ids as well")
     arguments = parser.parse_args()
@@ -152,6 +151,8 @@ def main() -> None:
         fail(f"{arguments.file}: not UTF-8 ({error}); convert it first, or show another file")
     except OSError as error:
         fail(f"{arguments.file}: {error.strerror}; write the path of a text file")
+    if arguments.tokenizer == TOKENIZER and not Path(TOKENIZER).is_dir():
+        fail(f"{TOKENIZER} is not there yet; make it with `make base`, or name a folder or a Hub id with --tokenizer")
     try:
         codec = open_codec(arguments.tokenizer)
         codec.need_infill()

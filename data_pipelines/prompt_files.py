@@ -26,7 +26,6 @@ PLACE = re.compile(r"%%%(\w+)%%%")
 # What contents may not hold: it would be read as a tag of a dialogue or as the border of an answer.
 TAGS = re.compile(r"<\|[^|<>]*\|>|</?s>|<</?SYS>>|\[/?(?:INST|TESTS|PYTHON)\]|%%%")
 MARK = 0xF0000  # contents stand as characters from here on (a private plane of Unicode) while a template is rendered
-FORMATS = ("template", "llama2", "plain")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """The house keeps its order: imports run one way, every recipe loads, and what the pages promise is there."""
 
 import ast
+import configparser
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,25 @@ def test_imports_run_one_way(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):
         wrong = forbidden & set(imported(path))
         assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+def test_every_package_that_is_imported_is_named_in_setup_cfg() -> None:
+    """One that only comes with another package may go when that one no longer needs it."""
+    ours = {*ROOMS.values(), "bench", "tests", *sys.stdlib_module_names}
+    names = {name for path in files(".py") for name in imported(path)} - ours
+    beside = {path.stem for folder in ("tests", "bench") for path in (ROOT / folder).rglob("*.py")}
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    lines = [settings["options"]["install_requires"], *settings["options.extras_require"].values()]
+    named = {re.split(r"[\[<>=]", line)[0].lower() for text in lines for line in text.split()}
+    named |= set(re.findall(r"([\w-]+)==", (ROOT / "Makefile").read_text(encoding="utf-8")))  # wheels without dependencies
+    distributions = packages_distributions()
+    unnamed = {
+        name: distributions[name]
+        for name in names - beside
+        if name in distributions and not named & {each.lower() for each in distributions[name]}
+    }
+    assert not unnamed
 
 
 def test_only_src_is_installed_and_tests_are_no_package() -> None:

@@ -31,7 +31,7 @@ import numpy as np
 
 MANIFEST = "manifest.json"
 SKIPPED_STEPS = "skipped_steps.jsonl"  # in a run's folder: steps that leapt or were left out, with their rows
-HASHED_BYTES = 256 * 2**20  # files up to this size are hashed in a checkpoint's manifest, larger ones compared by size
+HASHED_BYTES = 256 * 2**20  # files up to this size are compared with their manifest by hash, larger ones by size
 LAYOUTS = ("plain", "psm", "spm")
 KINDS = ("document", "instruct", "self_instruct", "rehearsal_code", "rehearsal_text")
 VERSIONED = (
@@ -332,20 +332,29 @@ def open_rows(path: Path) -> Rows:
     """Open the rows that a build wrote.
 
     Raises:
-        ValueError: no rows there, or an unfinished build.
+        ValueError: no rows there, an unfinished build, or damaged files.
     """
-    import datasets  # not at import: a recipe can be checked without it
-
     if not (path / MANIFEST).is_file():
         state = "a build that has not finished" if path.is_dir() else "no rows"
         raise ValueError(f"{path}: {state}; build them with `make data`, or python -m data_pipelines.build --recipe ...")
     manifest = read_json(path / MANIFEST)
-    dataset = datasets.load_from_disk(str(path)).with_format("numpy")
+    dataset = _load_dataset(path).with_format("numpy")
     if len(dataset) != manifest["rows"]:
         raise ValueError(
             f"{path}: the manifest promises {manifest['rows']} rows, there are {len(dataset)}; build them again"
         )
     return Rows(path, dataset, manifest)
+
+
+def _load_dataset(folder: Path) -> Any:
+    import datasets  # not at import: a recipe can be checked without it
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{folder}: not readable ({error}); remove the folder and build the rows again with `make data`"
+        ) from error
 
 
 def row_order(seed: int, block_rows: int, start: int, count: int) -> np.ndarray:
@@ -437,19 +446,12 @@ def write_held_out(folder: Path, samples: Iterable[HeldOutSample], vocabulary_si
 
 
 def read_held_out(folder: Path) -> list[HeldOutSample]:
-    """The samples that `write_held_out` wrote into `folder`; none where there is no such folder.
+    """The samples that `write_held_out` wrote into `folder`, as every build does, if there are none of them too.
 
     Raises:
-        ValueError: the folder is there but damaged.
+        ValueError: the folder is not there, or damaged.
     """
-    import datasets
-
-    if not folder.is_dir():
-        return []
-    try:
-        dataset = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder}: not readable ({error}); build the rows again with `make data`") from error
+    dataset = _load_dataset(folder)
     return [HeldOutSample(**row) for row in dataset]  # pyright: ignore[reportCallIssue]
 
 
@@ -457,14 +459,17 @@ def read_held_out(folder: Path) -> list[HeldOutSample]:
 # Door 2: checkpoints
 
 
-def seal_folder(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write `manifest.json` last, with the size of every file, and its hash where it is small enough to be read again."""
+def seal_folder(folder: Path, manifest: dict[str, Any], hash_all: bool = False) -> None:
+    """Write `manifest.json` last, with the size of every file, and its hash where it is small enough to be read again.
+
+    `hash_all` is for finished models: whoever starts from one takes the hashes from here, instead of reading all weights.
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
             size = path.stat().st_size
             files[str(path.relative_to(folder))] = {"bytes": size} | (
-                {"sha256": hash_file(path)} if size <= HASHED_BYTES else {}
+                {"sha256": hash_file(path)} if hash_all or size <= HASHED_BYTES else {}
             )
     write_json(folder / MANIFEST, {**manifest, "files": files})
 
@@ -483,7 +488,7 @@ def why_invalid(folder: Path, check_hashes: bool = True) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != facts["bytes"]:
             return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-        if check_hashes and "sha256" in facts and hash_file(path) != facts["sha256"]:
+        if check_hashes and "sha256" in facts and facts["bytes"] <= HASHED_BYTES and hash_file(path) != facts["sha256"]:
             return f"{name} has changed since it was written"
     return None
 

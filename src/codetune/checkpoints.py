@@ -147,7 +147,15 @@ def rotate_checkpoints(folder: Path, keep: int, newest: int) -> None:
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """What a killed session left of folders called `name-...`: half-written and half-deleted ones, under other names."""
+    """What a killed session left of folders called `name-...`: half-written and half-deleted ones, under other names.
+
+    Killed between the two renames of `replace_folder`, it left the old folder, whole, under another name: that gets its own
+    back.
+    """
+    for old in folder.glob(f".replaced-{name}-*"):
+        target = folder / old.name.removeprefix(".replaced-").rpartition("-")[0]
+        if not target.exists():
+            old.rename(target)
     for state in ("incomplete", "deleted", "replaced"):
         for path in folder.glob(f".{state}-{name}-*"):
             shutil.rmtree(path, ignore_errors=True)

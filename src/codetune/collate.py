@@ -117,7 +117,9 @@ class RowCollator:
         return input_ids_T, labels_T, position_ids_T
 
     def count(self, row: dict[str, Any]) -> np.ndarray:
-        """Tokens of one row per source and layout, (K,) int64, source-major; padding is not counted."""
+        """Tokens of one row per source and layout, (K,) int64, source-major; padding and skipped rows are not counted."""
+        if row["row_number"] in self.skip_rows:
+            return np.zeros(self.sources * self.layouts, np.int64)
         cell = row["sources"].astype(np.int64) * self.layouts + row["layouts"]
         counts = np.bincount(cell, weights=row["document_lengths"], minlength=self.sources * self.layouts)
         return counts.astype(np.int64)

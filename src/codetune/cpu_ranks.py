@@ -58,6 +58,8 @@ def settle() -> None:
 
 def launched_for_gpus() -> bool:
     """Whether a launcher started this process, and not for the CPU."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("0", "false", "no"):
+        return True  # Accelerate's launcher of a single process says which of the two it is for
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     shared = _says("ACCELERATE_USE_DEEPSPEED") or _says("ACCELERATE_USE_FSDP")
     return "LOCAL_RANK" in os.environ and (several or shared) and not _says("ACCELERATE_USE_CPU")

@@ -8,7 +8,7 @@ The trade: a counter for every length up to a row, 128 KB a source at 16,384 tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ class LengthCounts:
     def __init__(self, sources: int, row_tokens: int) -> None:
         self.counts_SL = np.zeros((sources, row_tokens + 1), np.int64)
 
-    def add(self, sources: Sequence[int] | np.ndarray, lengths: Sequence[int] | np.ndarray) -> None:
-        np.add.at(self.counts_SL, (np.asarray(sources, np.int64), np.asarray(lengths, np.int64)), 1)
+    def add(self, sources: Sequence[int] | np.ndarray, lengths: Sequence[int] | np.ndarray, times: int = 1) -> None:
+        np.add.at(self.counts_SL, (np.asarray(sources, np.int64), np.asarray(lengths, np.int64)), times)
 
     def add_sparse(self, source: int, pairs: Sequence[Sequence[int]]) -> None:
         """Add what `sparse` gave."""
@@ -81,8 +81,8 @@ def _percentiles(weights_L: np.ndarray) -> dict[str, int]:
     return {str(p): int(np.searchsorted(running_L, max(weight, 1))) for p, weight in wanted.items()}
 
 
-def trained_lengths(rows: Rows, seed: int, row_count: int) -> LengthCounts:
-    """Lengths in the first `row_count` rows of the order that training reads: all that it was trained on.
+def trained_lengths(rows: Rows, seed: int, row_count: int, skip_rows: Collection[int] = ()) -> LengthCounts:
+    """Lengths in the first `row_count` rows of the order that training reads, but for `skip_rows`: all it was trained on.
 
     Whole blocks of the order are whole runs of every lane, read at once; only the rows of the last block are picked.
     """
@@ -92,14 +92,18 @@ def trained_lengths(rows: Rows, seed: int, row_count: int) -> LengthCounts:
     for lane in range(rows.lanes):
         for start in range(0, in_lane, ROWS_AT_ONCE):
             _add_run(counts, rows, lane * lane_rows + start, min(ROWS_AT_ONCE, in_lane - start))
-    for number in row_order(seed, rows.block_rows, blocks * rows.block_rows, rest).tolist():
+    last = set(row_order(seed, rows.block_rows, blocks * rows.block_rows, rest).tolist())
+    for number in last.difference(skip_rows):
         _add_run(counts, rows, rows.index_of(number), 1)
+    for number in {number for number in skip_rows if number < blocks * rows.block_rows}:
+        _add_run(counts, rows, rows.index_of(number), 1, times=-1)
     return counts
 
 
-def _add_run(counts: LengthCounts, rows: Rows, start: int, count: int) -> None:
+def _add_run(counts: LengthCounts, rows: Rows, start: int, count: int, times: int = 1) -> None:
     columns = (rows.dataset.data.column(name).slice(start, count) for name in ("sources", "document_lengths"))
-    counts.add(*(column.combine_chunks().flatten().to_numpy() for column in columns))
+    sources, lengths = (column.combine_chunks().flatten().to_numpy() for column in columns)
+    counts.add(sources, lengths, times)
 
 
 def length_table(described: Mapping[str, Mapping[str, Any]]) -> str:

@@ -31,6 +31,7 @@ from codetune.recipe import Recipe, SourceSettings, did_you_mean_hint, load_reci
 from codetune.shape import ModelShape, known_shape, shape_from_dict
 from codetune.steps import Steps, derive_steps
 
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"  # where a recipe of one's own has no bases beside it
 DEFAULT_MFU = 0.4
 ERROR_BAND = 0.15  # of what comes and goes in a step; bench/plan_memory.py measures it
 DOCUMENT_TOKENS = 1000  # assumed, for what rows hold beside their tokens
@@ -113,7 +114,7 @@ def make_plan(
     tokens_per_second: float | None = None,
     price_per_gpu_hour: float | None = None,
     source_tokens: Mapping[str, float] | None = None,
-    recipes: Path = Path("recipes"),
+    recipes: Path = RECIPES,
 ) -> Plan:
     """Plan a run.
 
@@ -741,8 +742,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe = load_recipe(options.recipe, options.set)
         if not 0 < options.mfu <= 1:
             raise ValueError(f"--mfu is {options.mfu}; write a share above 0 and at most 1, such as 0.4")
+        for name, value, unit in (
+            ("--tokens-per-second", options.tokens_per_second, "such as 3500"),
+            ("--price-per-gpu-hour", options.price_per_gpu_hour, "such as 2.5"),
+        ):
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value:g}; write a number above 0, {unit}")
         if not options.gpus and not recipe.embedded:
-            raise ValueError(f"say on which GPUs: make plan SIZE={recipe.size} STAGE={recipe.name} GPUS=8xH100")
+            raise ValueError(
+                "say on which GPUs: make plan GPUS=8xH100 with the same STAGE, SIZE, ARM or RECIPE, or here --gpus 8xH100"
+            )
         cluster = parse_cluster(options.gpus or "cpu")
         layout, processes = (None, None) if options.accelerate is None else layout_of_accelerate(Path(options.accelerate))
         plan = make_plan(
@@ -753,7 +762,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tokens_per_second=options.tokens_per_second,
             price_per_gpu_hour=options.price_per_gpu_hour,
             source_tokens=_source_tokens(options.source_tokens),
-            recipes=Path(options.recipe).parent.parent,
+            recipes=own if (own := Path(options.recipe).parent.parent).joinpath("base").is_dir() else RECIPES,
         )
     except ValueError as error:
         fail(str(error))

@@ -26,7 +26,6 @@ Settings = typing.TypeVar("Settings")
 
 STAGES = ("base", "stage1", "python", "lcft", "instruct", "unnatural")
 LCFT_AFTER = {"python-lcft": ("lcft", "python")}  # stages that are another one's target, started from a third
-SOURCE_KINDS = ("hub", "parquet", "jsonl", "folder", "installed", "generated")
 
 KEY_TOKENS = 64  # a prompt with a key, the question and something between them
 # Keys of the data section that change no byte of the rows: notes, names of groups in reports, where lanes run.

@@ -29,7 +29,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor, Shard
 
 from codetune import cpu_ranks
-from codetune.artifacts import MANIFEST, fail, read_json, seal_folder, whole_folder, why_invalid
+from codetune.artifacts import MANIFEST, exclusive, fail, read_json, seal_folder, whole_folder, why_invalid
 from codetune.recipe import Recipe
 
 WHOLE = ("single", "ddp")  # kinds whose checkpoints are whole files
@@ -195,7 +195,7 @@ def convert(checkpoint: Path) -> None:
     """Add to a ZeRO checkpoint the form of its optimizer state that any number of ranks reads; it stays whole throughout.
 
     Raises:
-        ValueError: no sealed checkpoint, or none of ZeRO's.
+        ValueError: no sealed checkpoint, none of ZeRO's, or its run is being trained.
     """
     if (reason := why_invalid(checkpoint)) is not None:
         raise ValueError(f"{checkpoint}: not a whole checkpoint, {reason}")
@@ -206,7 +206,8 @@ def convert(checkpoint: Path) -> None:
     if universal_folder(checkpoint) is not None:
         return
     (native,) = [path for path in checkpoint.glob("global_step*") if path.is_dir()]
-    with whole_folder(checkpoint) as folder:
+    # the lock of training: a session that begins meanwhile would take the folder here for one that a kill has left
+    with exclusive(checkpoint.resolve().parents[1], "converting a checkpoint"), whole_folder(checkpoint) as folder:
         shutil.copytree(checkpoint, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
         (folder / MANIFEST).unlink()
         _ds_to_universal(folder / native.name, folder / f"{native.name}{UNIVERSAL}")

@@ -45,7 +45,6 @@ from codetune.artifacts import (
     Rows,
     exclusive,
     fail,
-    hash_json,
     model_hash,
     newest_valid_checkpoint,
     open_rows,
@@ -468,7 +467,6 @@ def make_trainer(
         final_rate_fraction=optimizer.final_rate_fraction,
         fused_loss=recipe.model.loss_head == "fused",
         manifest={
-            "recipe_hash": hash_json(recipe.to_dict()),
             "parent": parent.describe(),
             "rows": rows.manifest["fingerprint"],
             "layout": layout.describe(),
@@ -558,7 +556,8 @@ def export(
     if session.held_out:
         say(probes.losses_table(session.held_out))
         say(long_probes.long_context_table(session.held_out, session.sequence_tokens))
-    lengths = trained_lengths(rows, recipe.seed, session.steps.rows).describe(rows.manifest["source_names"])
+    lengths = trained_lengths(rows, recipe.seed, session.steps.rows, recipe.need_training().skip_rows)
+    lengths = lengths.describe(rows.manifest["source_names"])
     say(length_table(lengths))
     ledger = trainer.settle_ledger().to_dict(session.sequence_tokens)
     infilling = measure_infilling(recipe, trainer, rows, parent, samples)
@@ -629,7 +628,7 @@ def seal_finished(kind: StageKind, recipe: Recipe, parent: Parent, folder: Path,
     kind.complete(recipe, folder)
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / "recipe.yaml", weights)  # safetensors lets nobody else read them
-    seal_folder(folder, manifest)
+    seal_folder(folder, manifest, hash_all=True)
 
 
 def add_tokenizer_and_recipe(recipe: Recipe, parent: Parent, folder: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_recipe_and_not_the_launcher_decides_the_precision(
 
 def test_no_launcher_file_decides_the_precision() -> None:
     files = sorted((Path(__file__).parents[2] / "recipes" / "accelerate").glob("*.yaml"))
-    assert len(files) == 7
+    assert len(files) == 8
     assert {yaml.safe_load(file.read_text())["mixed_precision"] for file in files} == {"no"}
 
 

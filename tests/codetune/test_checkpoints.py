@@ -299,10 +299,31 @@ def test_rotation_keeps_the_newest_and_never_counts_later_ones(tmp_path: Path) -
 
 
 def test_leftovers_of_a_kill_are_removed_and_checkpoints_are_not(tmp_path: Path) -> None:
-    for name in (".incomplete-checkpoint-4", ".deleted-checkpoint-2", ".replaced-checkpoint-4-ab", "checkpoint-2"):
+    for name in (".incomplete-checkpoint-4-ab", ".deleted-checkpoint-2", ".replaced-checkpoint-2-ab", "checkpoint-2"):
         (tmp_path / name).mkdir()
     remove_leftovers(tmp_path, "checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_checkpoint_whose_replacement_was_killed_gets_its_name_back(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-10").mkdir()
+    (tmp_path / "checkpoint-10" / "weights").write_text("old")
+    killed = """
+import os, pathlib, signal, sys
+from codetune import artifacts
+rename = pathlib.Path.rename
+def once(self, target):
+    rename(self, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.rename = once
+with artifacts.whole_folder(pathlib.Path(sys.argv[1])) as folder:
+    (folder / "weights").write_text("new")
+"""
+    done = subprocess.run([sys.executable, "-c", killed, str(tmp_path / "checkpoint-10")], check=False)
+    assert done.returncode == -signal.SIGKILL and not (tmp_path / "checkpoint-10").exists()
+    remove_leftovers(tmp_path, "checkpoint")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+    assert (tmp_path / "checkpoint-10" / "weights").read_text() == "old"
 
 
 def test_leftovers_of_a_killed_export_are_removed_though_the_run_is_finished(make_run: Callable[..., Path]) -> None:

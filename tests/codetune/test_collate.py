@@ -57,6 +57,7 @@ def test_a_skipped_row_keeps_its_place_and_nothing_of_it_is_read() -> None:
     assert batch["labels"][1].eq(-100).all()
     assert batch["input_ids"][1].eq(3).all()
     assert batch["position_ids"][1].tolist() == list(range(7))
+    assert batch["document_tokens"].tolist() == [[2, 0, 0, 0, 3, 0], [0, 0, 0, 0, 0, 0]]
 
 
 def test_tokens_are_counted_per_source_and_layout_without_padding() -> None:

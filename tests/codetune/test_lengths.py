@@ -74,6 +74,12 @@ def test_what_is_reported_is_what_training_read(make_run: Callable[..., Path]) -
     for number in row_order(recipe.seed, rows.block_rows, 0, 27).tolist():
         odd.update(rows.row(number)["document_lengths"].tolist())
     assert dict(odd) == {n: int(c) for n, c in enumerate(trained_lengths(rows, recipe.seed, 27).counts_SL.sum(0)) if c}
+    order = row_order(recipe.seed, rows.block_rows, 0, 32).tolist()
+    first, last, unread = order[0], order[26], order[27]  # of a whole block, of the part of one, and of none
+    without = trained_lengths(rows, recipe.seed, 27, skip_rows=(first, last, unread)).counts_SL.sum(0)
+    for number in (first, last):
+        odd.subtract(rows.row(number)["document_lengths"].tolist())
+    assert {n: c for n, c in odd.items() if c} == {n: int(c) for n, c in enumerate(without) if c}
     counts = trained_lengths(rows, recipe.seed, 28)
     assert {(s, length): n for s in (0, 1) for length, n in counts.sparse(s)} == dict(expected)
     reported = read_json(train(recipe) / "manifest.json")["lengths"]

@@ -143,7 +143,7 @@ def test_every_accelerate_file_is_understood(path: Path) -> None:
         with pytest.raises(ValueError, match="rows shared between ranks"):
             layout_of_accelerate(path)
         return
-    assert layout_of_accelerate(path)[0] == {"cpu": "single"}.get(path.stem, path.stem)
+    assert layout_of_accelerate(path)[0] == {"cpu": "single", "gpu": "single"}.get(path.stem, path.stem)
 
 
 def test_a_layout_that_is_not_known_is_refused(tmp_path: Path) -> None:
@@ -192,12 +192,28 @@ def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) ->
     for arguments, said in (
         ([], "say on which GPUs"),
         (["--gpus", "8xH100", "--mfu", "40"], "--mfu is 40"),
+        (["--gpus", "8xH100", "--tokens-per-second", "0"], "--tokens-per-second is 0; write a number above 0"),
+        (["--gpus", "8xH100", "--price-per-gpu-hour", "-2"], "--price-per-gpu-hour is -2; write a number above 0"),
         (["--gpus", "8xH100", "--accelerate", "recipes/accelerate/zero4.yaml"], "no such file"),
         (["--gpus", "8xH100", "--source-tokens", "python"], "write NAME=TOKENS"),
     ):
         with pytest.raises(SystemExit):
             main(["--recipe", str(RECIPES / "stage1/7b.yaml"), *arguments])
         assert said in capsys.readouterr().err
+
+
+def test_a_recipe_of_one_s_own_is_planned_as_one_of_the_repository(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my").mkdir()
+    for stage, size, gpus in (("instruct", "7b", ["--gpus", "8xH100"]), ("stage1", "tiny", [])):
+        file = tmp_path / "my" / f"{size}.yaml"
+        file.write_text(f"extends: {RECIPES / stage / size}.yaml\nname: mine\n")
+        answers = []
+        for path in (file, RECIPES / stage / f"{size}.yaml"):
+            main(["--recipe", str(path), *gpus, "--json"])
+            answers.append({name: v for name, v in json.loads(capsys.readouterr().out).items() if name != "recipe"})
+        assert answers[0] == answers[1]
 
 
 def test_the_command_for_programs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,10 +137,10 @@ def runs(make_runs: Callable[..., dict[str, Any]]) -> Callable[[str], dict[str, 
 
 @pytest.fixture(scope="session")
 def alone(make_runs: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """The same by one rank, launched with cpu.yaml; "mixed" is one whose documents see each other."""
+    """The same by one rank, launched with gpu.yaml; "mixed" is one whose documents see each other."""
     found, mixed = make_runs("straight", "poisoned"), make_runs("straight", **FULL_ATTENTION)
     jobs = [job(found, "straight"), job(found, "poisoned", poison=poisoned_row()), job(mixed, "straight")]
-    launch_jobs("cpu", 1, found["folder"], jobs)
+    launch_jobs("gpu", 1, found["folder"], jobs)
     return found | {"mixed": mixed["straight"]}
 
 
@@ -331,12 +331,13 @@ def test_optimizer_and_weights_kept_in_memory_learn_the_same(
 def test_a_launch_for_gpus_that_finds_none_is_refused(make_runs: Callable[..., dict[str, Any]]) -> None:
     made = make_runs("straight")
     arguments = ["-m", "codetune.train", "--recipe", str(made["folder"] / "straight.yaml")]
-    done = launch("ddp", 2, arguments, CODETUNE_CPU_RANKS="0")
-    assert done.returncode != 0
-    assert "error: the launch is one for GPUs, and this machine shows none" in done.stderr
-    assert "CODETUNE_CPU_RANKS=1" in done.stderr
+    for config, ranks in (("ddp", 2), ("gpu", 1)):
+        done = launch(config, ranks, arguments, CODETUNE_CPU_RANKS="0")
+        assert done.returncode != 0
+        assert "error: the launch is one for GPUs, and this machine shows none" in done.stderr
+        assert "CODETUNE_CPU_RANKS=1" in done.stderr
 
 
 def test_every_launch_file_is_launched_here() -> None:
-    launched = {"cpu", "ulysses", "zero3_offload", *(parameter.values[0] for parameter in LAYOUTS)}
+    launched = {"cpu", "gpu", "ulysses", "zero3_offload", *(parameter.values[0] for parameter in LAYOUTS)}
     assert {path.stem for path in (ROOT / "recipes/accelerate").glob("*.yaml")} == launched

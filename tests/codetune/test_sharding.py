@@ -118,3 +118,9 @@ def test_ranks_on_the_cpu_must_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     assert cpu_ranks.device_arguments() == {"use_cpu": True, "ddp_backend": "gloo"}
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert cpu_ranks.device_arguments() == {"use_cpu": False, "ddp_backend": "gloo"}
+    for name in ("LOCAL_RANK", cpu_ranks.ASKED, "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")  # as gpu.yaml makes `accelerate launch` say of a single process
+    with pytest.raises(ValueError, match="is one for GPUs"):
+        cpu_ranks.settle()
+
