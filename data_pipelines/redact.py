@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import itertools
 import math
 import re
 from collections import Counter
@@ -52,6 +53,19 @@ _NAMED = re.compile(
     r"""(?ix)(?:api_?key|secret|token|passw(?:or)?d|passwd|pwd|private_?key|access_?key|client_?secret|credential)[a-z0-9_]*["']?
     \s*(?::\s*str\s*)?(?:=|:|=>|:=)\s*["']([^\s"'<>{}$()%]{12,200})["']"""
 )
+# A literal that is assigned to, or compared with, a name that ends in `password` and the like: also a key of a mapping, an
+# argument, a constant with its type.
+_PASSWORD = re.compile(
+    r"""(?ix)(?:passw(?:or)?d|passphrase|passcode|pwd)\d*["'\]]*\s*(?::\s*&?(?:'static\s*)?str(?:ing)?\s*)?
+    (?:[=!]==?|=>|:=|=|:)\s*[bru]?(["'`])([^\s"'`\\]{6,200})\1"""
+)
+_NO_PASSWORD = re.compile(  # a format, the value of a variable, a path, an address; words that say what would be there
+    r"(?i)[{<\[(].*[}>\])]|\$\w|%[a-z(]|^(?:[/~.@#:\\]|[a-z]:\\|[a-z]+://)|\*\*|\.\.\.|pass|pwd|secret|token|credential|"
+    r"example|sample|dummy|fake|mock|test|demo|default|change|replace|insert|enter|your|placeholder|redacted|hidden|masked|"
+    r"required|missing|invalid|wrong|incorrect|mismatch|forgot|reset|login|sign-?in|user|e-?mail|field|input|text|form-|"
+    r"prompt|none$|null$|undefined|env|config|setting|vault|file|hash|scram|sha-?\d|md5|crypt|x{4}"
+)
+_NAME = re.compile(r"[A-Za-z_]+(?:[.:][A-Za-z_]+)*[.:]?|[a-z]+(?:_[a-z0-9]+)+")  # swordfish, forms.PasswordInput, step_2
 _EMAIL = re.compile(
     r"(?<![\w.+\-/@:])([A-Za-z0-9][\w.+-]{0,63})@((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24})(?![\w@-])"
 )
@@ -85,16 +99,7 @@ def redact(text: str, kinds: tuple[str, ...]) -> tuple[str, Counter[str]]:
 
 def _found(text: str, kinds: tuple[str, ...]) -> Iterator[tuple[int, int, str]]:
     if "keys" in kinds:
-        if _CUES.search(text):
-            for pattern in _key_patterns():
-                for match in pattern.finditer(text):
-                    start, stop = _secret_part(match)
-                    if _looks_real(text[start:stop]):
-                        yield start, stop, "keys"
-        for match in _NAMED.finditer(text):
-            value = match.group(1)
-            if any(character.isdigit() for character in value) and _entropy(value) >= _ENTROPY_BITS and _looks_real(value):
-                yield match.start(1), match.end(1), "keys"
+        yield from ((start, stop, "keys") for start, stop in _keys(text))
     if "emails" in kinds and "@" in text:
         for match in _EMAIL.finditer(text):
             if not _RESERVED.search(match.group(2)) and not _PLACEHOLDER.search(match.group(1)):
@@ -103,6 +108,22 @@ def _found(text: str, kinds: tuple[str, ...]) -> Iterator[tuple[int, int, str]]:
         for match in _IP.finditer(text):
             if _is_public(match.group()) and not _VERSION.search(text, max(0, match.start() - 24), match.start()):
                 yield match.start(), match.end(), "ip_addresses"
+
+
+def _keys(text: str) -> Iterator[tuple[int, int]]:
+    """Where values stand that have the format of a key, or a telling name and the looks of one."""
+    if _CUES.search(text):
+        for pattern in _key_patterns():
+            for match in pattern.finditer(text):
+                start, stop = _secret_part(match)
+                if _looks_real(text[start:stop]):
+                    yield start, stop
+    for match in _NAMED.finditer(text):
+        if _looks_random(match.group(1)) and _looks_real(match.group(1)):
+            yield match.span(1)
+    for match in _PASSWORD.finditer(text):
+        if _looks_like_password(match.group(2)):
+            yield match.span(2)
 
 
 def _secret_part(match: re.Match[str]) -> tuple[int, int]:
@@ -123,6 +144,19 @@ def _to_the_end(match: re.Match[str]) -> tuple[int, int]:
 def _looks_real(value: str) -> bool:
     """Not a run of one or two characters, as placeholders are: xxxxxxxx, 00000000."""
     return len(set(value)) > 4
+
+
+def _looks_random(value: str) -> bool:
+    """Letters and digits as a generator gives them: words have no digits, and change their case once or twice a word."""
+    if _entropy(value) < _ENTROPY_BITS:
+        return False
+    changes = sum(a.islower() != b.islower() for a, b in itertools.pairwise(value) if a.isalpha() and b.isalpha())
+    return any(character.isdigit() for character in value) or (len(value) >= 20 and changes >= 0.35 * len(value))
+
+
+def _looks_like_password(value: str) -> bool:
+    """Example: correct-horse-battery and hunter2 do; new_password, {password}, form-control and swordfish do not."""
+    return not _NAME.fullmatch(value) and not _NO_PASSWORD.search(value) and _looks_real(value)
 
 
 def _entropy(value: str) -> float:

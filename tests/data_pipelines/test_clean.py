@@ -110,6 +110,57 @@ def test_a_secret_is_taken_out_and_nothing_around_it(kind: str) -> None:
         assert counts["keys"] == 1
 
 
+@pytest.mark.parametrize(
+    ("before", "value", "after"),
+    [
+        ('password = "', "correct-horse-battery", '"\n'),
+        ('    "db_password": "', "hunter2!x", '",\n'),
+        ("connect(user='a', passwd='", "Tr0ub4dor&3", "', port=3)\n"),
+        ('const DB_PASSWORD: &str = "', "blue-Mountain-42", '";\n'),
+        ('private String pwd = "', "summer+rain9", '";\n'),
+        ('if passphrase == "', "open.sesame!", '": pass\n'),
+        ('config["password"] = "', "q7#kd-9", '"\n'),
+        ('password := "', "kite-lamp", '"\n'),
+        ("$password2 = '", "kite-lamp", "';\n"),
+        ('token = "', "qWeRTzuIoPaSdFgHjKlYxCvBnM", '"\n'),  # no digit, but no words either: it changes its case too often
+    ],
+)
+def test_a_literal_given_to_a_telling_name_is_taken_out(before: str, value: str, after: str) -> None:
+    text, counts = redact(FUNCTION + before + value + after + FUNCTION, ("keys",))
+    assert text == FUNCTION + before + "<KEY>" + after + FUNCTION
+    assert counts == {"keys": 1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'password = "swordfish"',  # a word, as names of fields are
+        'password = "new_password"',
+        'self.password = forms.CharField(widget="forms.PasswordInput")',
+        '"password": "{password}"',
+        'passwd = "%s-%s" % (a, b)',
+        "password = `${first}-${second}`",
+        'password: "<the-one>"',
+        'password = os.environ["DB_PASSWORD"]',
+        'password = getpass.getpass("Password: ")',
+        'password = "your-password-here"',
+        'password = "********"',
+        'password = "changeme1"',
+        '<input name="password" autocomplete="current-password">',
+        '"password": "form-control"',
+        'pwd = "/usr/lib/x-1"',
+        "pwd != 'https://a.b/c-1'",
+        'password_policy = "at-least-8"',  # another name
+        'token = "end-of-line"',
+        'token = "camelCaseNameOfSomething"',
+        'SECRET_NAME = "my-app-credentials"',
+        'password = ""',
+    ],
+)
+def test_placeholders_formats_and_names_stay(line: str) -> None:
+    assert redact(FUNCTION + line + "\n", ("keys",)) == (FUNCTION + line + "\n", {})
+
+
 def test_addresses_are_taken_out_but_not_those_of_nobody() -> None:
     assert redact("mail = 'ann.lee@corp.io'", ALL)[0] == "mail = '<EMAIL>'"
     assert redact("host = '93.184.216.34:80'", ALL)[0] == "host = '<IP_ADDRESS>:80'"
