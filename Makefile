@@ -34,12 +34,12 @@ RESULTS ?=#                                      eval-table: folders of results,
 PICTURES ?=#                                     eval-table: folder for pictures; none: no pictures
 DATA ?=#                                         eval: folder with the benchmarks' own files; none: wheels, then the Hub
 FORCE ?=#                                        bench: 1 measures again what has a result
-REPO ?=#                                         publish: owner/name on the Hub; none: codetune-SIZE-STAGE of the token's owner
-DRY_RUN ?=#                                      publish: 1 lists what would go and sends nothing
+REPO ?=#                                         publish, curate: owner/name on the Hub; publish, none: codetune-SIZE-STAGE of the token's owner
+DRY_RUN ?=#                                      publish, curate, try: 1 lists what would go and sends nothing
 CHECKPOINT ?=#                                   publish, try: the step of a checkpoint instead of the finished model
 ADAPTER ?=#                                      publish: 1 the adapter of a LoRA run instead of the merged model
 TAG ?=#                                          publish: a name for the commit, as for a release (REVISION=: a branch)
-PUBLISH ?=#                                      publish: more flags of python -m codetune.publish, such as PUBLISH="--public"
+PUBLISH ?=#                                      publish, curate, try: more flags for the Hub, such as PUBLISH="--public"
 RUN ?=#                                          report, watch: runs by name; none: every run of SIZE (PORT=8000)
 PORT ?=#                                         watch, try: where it listens, on this machine alone
 PYTEST_ARGS ?=#                                  test: such as PYTEST_ARGS="tests/codetune -k recipe"
@@ -77,6 +77,13 @@ WORKERS_FLAG := $(if $(strip $(WORKERS)),--workers $(strip $(WORKERS)))
 RUNS_SETTING := $(filter runs=%,$(SET))
 RUNS := $(or $(patsubst runs=%,%,$(RUNS_SETTING)),runs)
 BASE := $(RUNS)/$(SIZE)/base/model
+# The arm `curated` reads what `make curate` has made, in runs/; where all runs are elsewhere, it is there too.
+CURATED := $(RUNS)/$(SIZE)/curate/dataset
+ifeq ($(ARM)$(if $(RUNS_SETTING),-elsewhere),curated-elsewhere)
+SETTINGS += $(foreach source,python cpp,--set 'data.sources.$(source).path=$(CURATED)/$(source)/*.parquet')
+SETTINGS += --set 'data.sources.text.path=$(CURATED)/encyclopedia/*.parquet' --set 'data.sources.text.paths=[$(CURATED)/books/*.parquet]'
+endif
+need_curated = $(if $(filter curated,$(ARM)),@test -f $(CURATED)/curate.json || $(MAKE) --no-print-directory curate ARM= SET='$(RUNS_SETTING)')
 SET_UP := $(VENV)/.stamp-packages $(VENV)/.stamp-data
 ifeq ($(SIZE),smollm2-135m)
 SET_UP += $(VENV)/.stamp-smollm2
@@ -109,6 +116,7 @@ $(if $(filter $(SIZE),$(EMBEDDED)),$(call build_rows,$(call recipe,$(1)),$(SETTI
 endef
 define stage
 $(need_parent)
+$(need_curated)
 $(need_rows)
 $(call train,$(call recipe,$(1)),$(SETTINGS))
 endef
@@ -198,11 +206,12 @@ endif
 
 data: $(SET_UP) ## rows of a stage (STAGE=stage1): runs/SIZE/STAGE/rows
 	$(if $(PARENT_OF_$(STAGE)),$(call need_parent,$(STAGE)))
+	$(need_curated)
 	$(call build_rows,$(call recipe,$(STAGE)),$(SETTINGS))
 
 curate: $(SET_UP) ## raw sources to a clean data set: runs/SIZE/curate/dataset (SHOW=near_copy: what was dropped; REPO=: to the Hub)
 	@$(PY) -m data_pipelines.curate --recipe $(or $(RECIPE),$(call recipe,curate)) $(SETTINGS) $(WORKERS_FLAG) --cluster $(CLUSTER) \
-	  $(if $(strip $(SHOW)),--show $(strip $(SHOW))) $(if $(strip $(REPO)),--push '$(strip $(REPO))')
+	  $(if $(strip $(SHOW)),--show $(strip $(SHOW))) $(if $(strip $(REPO)),--push '$(strip $(REPO))' $(if $(filter 1,$(DRY_RUN)),--dry-run) $(PUBLISH))
 
 stage1: $(SET_UP) ## train: code, text about code, natural language, with infilling: runs/SIZE/stage1/model
 	$(call stage,stage1)
@@ -282,7 +291,7 @@ watch: $(SET_UP) ## the same page for runs in progress, made again as they go on
 
 try: $(SET_UP) $(VENV)/.stamp-try ## a page to try a checkpoint on: completion, infilling at the cursor, chat (STAGE=, CHECKPOINT=, MODEL=; SPACE=me/name pushes it)
 	$(need_chosen)
-	@$(PY) -m eval.app --model '$(CHOSEN)' $(if $(PORT),--port $(PORT)) $(if $(strip $(SPACE)),--space '$(strip $(SPACE))') $(if $(filter 1,$(DRY_RUN)),--dry-run)
+	@$(PY) -m eval.app --model '$(CHOSEN)' $(if $(PORT),--port $(PORT)) $(if $(strip $(SPACE)),--space '$(strip $(SPACE))' $(if $(filter 1,$(DRY_RUN)),--dry-run) $(PUBLISH))
 
 # eval/ is a folder too; results go beside the checkpoint, or to RUNS/eval for a model of somebody else's.
 EVAL_SUITE = $(or $(strip $(SUITE)),$(if $(wildcard recipes/eval/$(SIZE).yaml),$(SIZE),tiny))

@@ -25,6 +25,7 @@ _BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufffd\ue000-\uf8ff]")
 _WHITESPACE = re.compile(r"\s")
 _ALPHANUMERIC = re.compile(r"[^\W_]")
 _ALPHABETIC = re.compile(r"[^\W\d_]")
+NO_LICENSE = {"", "unknown", "noassertion", "none", "null", "no_license"}  # what a column says where it names none
 SHORT_CHARACTERS = 500  # from so many on, whitespace and data are looked at: less says nothing
 
 
@@ -97,7 +98,7 @@ def why_license(licenses: tuple[str, ...], rules: LicenseSettings) -> str | None
 
     Example: ("MIT", "GPL-3.0-only") with `allowed: [MIT]` gives `license_not_allowed`; () gives `license_unknown`
     """
-    known = {item.strip().lower() for item in licenses} - {"", "unknown", "noassertion", "none", "null", "no_license"}
+    known = {item.strip().lower() for item in licenses} - NO_LICENSE
     if not known:
         return "license_unknown" if rules.unknown == "drop" else None
     allowed = {item.lower() for item in rules.allowed}

@@ -263,7 +263,9 @@ def _licenses_of(source: SourcePlan) -> Callable[[Record], tuple[str, ...]]:
     assert isinstance(own, RawSourceSettings)
     fallback = (own.license,) if own.license else ()
     if own.kind != "installed":
-        return lambda record: record.licenses or fallback
+        return lambda record: (
+            tuple(item for item in record.licenses if item.strip().lower() not in clean.NO_LICENSE) or fallback
+        )
     known = {name: distribution_licenses(name) for name in own.distributions}
     return lambda record: fallback or known.get(record.id.partition("/")[0], ())
 
@@ -565,6 +567,9 @@ def main() -> None:
     parser.add_argument("--show", metavar="REASON", help="print documents dropped for it: near_copy, contaminated")
     parser.add_argument("--count", type=int, default=5, help="how many of them")
     parser.add_argument("--push", metavar="OWNER/NAME", help="put the finished data set on the Hub, private")
+    parser.add_argument("--public", action="store_true", help="with --push: a new repository is public")
+    parser.add_argument("--replace", action="store_true", help="with --push: write over whatever is there")
+    parser.add_argument("--dry-run", action="store_true", help="with --push: list what would go and send nothing")
     arguments = parser.parse_args()
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
@@ -573,7 +578,7 @@ def main() -> None:
             return
         folder = curate(recipe, arguments.workers, arguments.cluster)
         if arguments.push is not None:
-            print(curated.push(folder, arguments.push))
+            print(curated.push(folder, arguments.push, arguments.public, arguments.replace, arguments.dry_run))
     except KeyboardInterrupt:
         print("\ninterrupted; finished tasks are kept, run the same command again", file=sys.stderr)
         raise SystemExit(130) from None

@@ -10,13 +10,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from codetune import artifacts
-from codetune.artifacts import as_bytes, read_json
+from codetune.artifacts import as_bytes, read_json, write_json
 from codetune.recipe import CurateSettings, Recipe
 from data_pipelines.documents import SourcePlan
 from data_pipelines.ledger import Ledger, by, dropped_documents, examples
@@ -118,7 +119,8 @@ def card(manifest: dict[str, Any]) -> str:
         for place, name in enumerate(name for name, source in sources.items() if source["files"])
     ]
     known = sorted({licence for source in sources.values() for licence in source["licenses"]})
-    head = {"configs": configs, "license": "other", "license_name": "various", "tags": ["code"]}
+    licence = {"license": "other", "license_name": "various", "license_link": "README.md"}  # the Hub asks for all three
+    head = {"configs": configs, **licence, "tags": ["code"]}
     lines = ["---", yaml.safe_dump(head, sort_keys=False).rstrip(), "---", "", "# Curated with codetune", ""]
     lines += [
         "Each source is a configuration of its own. Columns: `text`, `id`, `group` (repository, package or article),",
@@ -160,7 +162,8 @@ def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
         name: {
             key: value
             for key, value in source.items()
-            if value not in (None, [], "") and key not in ("path", "paths", "share")
+            if value not in (None, [], "")
+            and (key not in ("path", "paths", "share") or (key == "path" and source["kind"] == "hub"))
         }
         for name, source in recipe["sources"].items()
     }
@@ -352,13 +355,40 @@ def _kept_texts(dataset: Path, wanted: set[tuple[Any, ...]]) -> dict[tuple[str, 
     return found
 
 
-def push(folder: Path, repository: str) -> str:
-    """The data set onto the Hub, in a private repository, and where it is now."""
-    from huggingface_hub import HfApi
+def push(folder: Path, repository: str, public: bool = False, replace: bool = False, dry_run: bool = False) -> str:
+    """The data set onto the Hub in one commit, private unless said, and where it is now; or the list of what would go.
 
-    sources = read_json(folder / MANIFEST)["sources"]
-    names = ["README.md", *(name for source in sources.values() for name in source["files"])]
-    api = HfApi()
-    api.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
-    commit = api.upload_folder(repo_id=repository, folder_path=str(folder), repo_type="dataset", allow_patterns=names)
-    return f"curate: {commit.commit_url}"
+    What goes: card, shards, and the counts as `manifest.json`, without places of this machine.
+
+    Raises:
+        ValueError: the Hub refused, or holds something else under this name; the message says what stands there now.
+    """
+    from codetune.upload import Target, entries, upload
+
+    manifest = read_json(folder / MANIFEST)
+    names = [name for source in manifest["sources"].values() for name in source["files"]]
+    target = Target(repository, public=public, replace=replace, kind="dataset")
+
+    def identity(known: dict[str, Any] | None) -> str | None:
+        if known is None or "settings_fingerprint" not in known:
+            return "files that no curation has put there"
+        same = known["settings_fingerprint"] == manifest["settings_fingerprint"]
+        return None if same else "a data set curated by other settings"
+
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="push.") as place:  # nothing that lies beside them goes along
+        staged = Path(place)
+        for name in ("README.md", *names):
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            (staged / name).symlink_to((folder / name).resolve())
+        write_json(staged / artifacts.MANIFEST, for_others(manifest))
+        if dry_run:
+            lines = [f"  {entry.size_bytes:>14,}  {entry.path}" for entry in entries(staged)]
+            return "\n".join([f"{repository}, {'public' if public else 'private'}:", *lines, "dry run: nothing was sent"])
+        documents = sum(source["documents"] for source in manifest["sources"].values())
+        done = upload(staged, target, f"{documents:,} documents", identity)
+    return f"curate: {done.address}{' (held exactly this already)' if done.unchanged else ''}"
+
+
+def for_others(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest without places of the machine that curated."""
+    return {**manifest, "recipe": _without_places(manifest["recipe"])}

@@ -167,6 +167,8 @@ def plan_files(
         "bytes": sum(file.bytes for file in files),
         "fingerprint": hash_json([[file.name, file.bytes, file.version] for file in files]),
     }
+    if empty := sum(file.bytes == 0 for file in files):
+        facts["empty_files"] = empty
     files = [file for file in files if file.bytes > 0]
     if not files:
         raise ValueError(f"data.sources.{name}: the source is empty ({facts['files']} files, 0 bytes)")
@@ -458,19 +460,23 @@ def _reader_of(unit: ReadUnit) -> Iterator[Callable[[int], bytes]]:
         elif kind == "gzip":
             yield _gzip_reader(_range_reader(handle, unit), unit.url)
         else:
-            import zstandard
+            import pyarrow as pa
 
-            whole: Any = _Whole(handle, unit)  # zstandard asks for no more than `read`, its annotations for more
-            with zstandard.ZstdDecompressor().stream_reader(whole, read_across_frames=True) as stream:
-                yield _guarded(stream, zstandard.ZstdError, unit.url)
+            # subtle: zstandard's own reader takes a file that is cut off for one that ends there; Arrow's does not
+            whole: Any = pa.PythonFile(_Whole(handle, unit), "r")
+            with pa.CompressedInputStream(whole, "zstd") as stream:
+                yield _guarded(stream, unit.url)
 
 
 class _Whole(io.RawIOBase):
-    """A file object, as zstandard wants it, over the exact requests of `_range_reader`."""
+    """A file object, as Arrow wants it, over the exact requests of `_range_reader`."""
 
     def __init__(self, handle: Any, unit: ReadUnit) -> None:
         super().__init__()
         self._read = _range_reader(handle, unit)
+
+    def readable(self) -> bool:
+        return True
 
     def read(self, size: int = -1, /) -> bytes:
         return self._read(size)
@@ -522,12 +528,16 @@ def _gzip_reader(read: Callable[[int], bytes], url: str) -> Callable[[int], byte
     return more
 
 
-def _guarded(stream: Any, kind: type[Exception], url: str) -> Callable[[int], bytes]:
+def _guarded(stream: Any, url: str) -> Callable[[int], bytes]:
     def read(size: int) -> bytes:
         try:
             return stream.read(size)
-        except kind as error:
-            raise ValueError(f"{url}: not readable as zstd ({error}); copy or download it again") from error
+        except OSError as error:  # also what a connection breaks with: told apart by Arrow's words
+            if "Truncated" in str(error):
+                raise ValueError(f"{url}: the zstd file is cut off; copy or download it again") from error
+            if "ZSTD" in str(error):
+                raise ValueError(f"{url}: not readable as zstd ({error}); copy or download it again") from error
+            raise
 
     return read
 

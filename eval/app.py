@@ -242,14 +242,15 @@ def space_files(model: str, versions: dict[str, str]) -> dict[str, str]:
     card = f"---\n{lines}\n---\n\nCompletion, filling in and chat with [{model}](https://huggingface.co/{model}).\n"
     needs = "".join(f"{name}=={versions[name]}\n" for name in ("torch", "transformers", "accelerate"))
     source = Path(__file__).read_text(encoding="utf-8")
-    return {"app.py": source, "README.md": card, "requirements.txt": needs, "model.txt": f"{model}\n"}
+    mark = json.dumps({"opens": model}) + "\n"  # by which the next push knows the Space as one of ours
+    return {"app.py": source, "README.md": card, "requirements.txt": needs, "model.txt": f"{model}\n", "manifest.json": mark}
 
 
-def push_space(model: str, repository: str, dry_run: bool) -> None:
+def push_space(model: str, repository: str, dry_run: bool, replace: bool = False) -> None:
     """Push the Space, private, or list what would go.
 
     Raises:
-        ValueError: the model is a folder, or the Hub refused.
+        ValueError: the model is a folder, the Hub refused, or the Space holds something else.
     """
     import tempfile
     from importlib import metadata
@@ -260,6 +261,10 @@ def push_space(model: str, repository: str, dry_run: bool) -> None:
         raise ValueError(
             f"{model} is a folder here, which a Space cannot open; publish it first, and give its name on the Hub"
         )
+
+    def whose(manifest: dict[str, Any] | None) -> str | None:
+        return None if manifest and "opens" in manifest else "files that are no such page"
+
     versions = {name: metadata.version(name).partition("+")[0] for name in ("gradio", "torch", "transformers", "accelerate")}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -270,7 +275,8 @@ def push_space(model: str, repository: str, dry_run: bool) -> None:
         if dry_run:
             print("dry run: nothing was sent")
             return
-        done = upload(folder, Target(repository, kind="space"), f"try {model}", lambda manifest: None)
+        target = Target(repository, kind="space", replace=replace)
+        done = upload(folder, target, f"try {model}", whose)
     print(f"space: {done.address}")
 
 
@@ -285,13 +291,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=7860, help="on this machine alone")
     parser.add_argument("--space", help="owner/name: push this page as a Space that opens the model, private")
     parser.add_argument("--dry-run", action="store_true", help="with --space: list what would go")
+    parser.add_argument("--replace", action="store_true", help="with --space: write over whatever the Space holds")
     options = parser.parse_args(arguments)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         if options.model is None:
             raise ValueError("say which model: --model runs/tiny/lcft/model, or a Hub id")
         if options.space:
-            push_space(options.model, options.space, options.dry_run)
+            push_space(options.model, options.space, options.dry_run, options.replace)
             return
         page = build_page(Model(options.model, options.revision))
     except (ValueError, ImportError) as error:

@@ -42,7 +42,7 @@ class Target:
     tag: str | None = None  # given to the commit once it is whole
     public: bool = False  # a new repository is private without it, and one that is public already is refused
     replace: bool = False  # write over what is there, whatever it is
-    kind: str = "model"  # or space
+    kind: str = "model"  # or dataset, or space
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def upload(
 
 def prefix_of(target: Target) -> str:
     """What stands before a repository's name in addresses of pages and files."""
-    return "spaces/" if target.kind == "space" else ""
+    return {"model": "", "dataset": "datasets/", "space": "spaces/"}[target.kind]
 
 
 def owned_name(api: Any, target: Target, say: Callable[[str], None]) -> str:

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.server
 import json
 import re
+import sys
 import threading
 import urllib.parse
 from dataclasses import dataclass, field
-from types import TracebackType
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from loopback import Handler, Loopback
 
 TOKEN = "hf_" + "w" * 34
 READ_TOKEN = "hf_" + "r" * 34
@@ -54,7 +57,7 @@ class Repository:
 
 
 @dataclass
-class ModelHub:
+class ModelHub(Loopback):
     """`with ModelHub() as hub:` then point HF_ENDPOINT at `hub.url`."""
 
     user: str = "me"
@@ -68,24 +71,6 @@ class ModelHub:
     bytes_taken: int = 0  # of large files
     lock: Any = field(default_factory=threading.Lock)
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
-
-    def __enter__(self) -> ModelHub:
-        hub = self
-
-        class Handler(_Handler):
-            state = hub
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def make(self, name: str, files: dict[str, bytes] | None = None, private: bool = True) -> Repository:
         """A repository that is there already."""
@@ -101,13 +86,9 @@ class _Refused(Exception):
         self.status, self.message, self.code = status, message, code
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Handler):
     state: ModelHub
-    protocol_version = "HTTP/1.1"
     wbufsize = 2**16  # head and body in one packet: in two, each answer waits 40 ms for an acknowledgement
-
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  (its name in the base class)
-        """Calls are kept in `ModelHub.calls` instead."""
 
     def do_GET(self) -> None:
         self.take()
@@ -172,7 +153,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.take_large(path, urllib.parse.parse_qs(url.query), body)
         if path == "/api/validate-yaml":
             return self.validate(json.loads(body))
-        file = re.fullmatch(r"/(?:spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        file = re.fullmatch(r"/(?:spaces/|datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if file:
             return self.give(*file.groups())
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
@@ -184,10 +165,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return 200, {"name": hub.user, "type": "user", "orgs": orgs, "auth": {"accessToken": {"role": role}}}, {}
         if path == "/api/repos/create":
             return self.create(json.loads(body))
-        batch = re.fullmatch(r"/(?:spaces/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path)
+        batch = re.fullmatch(r"/(?:spaces/|datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path)
         if batch:
             return self.batch(json.loads(body))
-        call = re.fullmatch(r"/api/(?:models|spaces)/([^/]+/[^/]+)(?:/([a-z]+)(?:/(.*))?)?", path)
+        call = re.fullmatch(r"/api/(?:models|spaces|datasets)/([^/]+/[^/]+)(?:/([a-z]+)(?:/(.*))?)?", path)
         if call is None:
             raise _Refused(404, f"no such call: {path}", "EntryNotFound")
         name, what, rest = call.groups()
@@ -273,7 +254,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             raise _Refused(404, "Invalid rev id", "RevisionNotFound")
         modes = []
         for file in json.loads(body)["files"]:
-            large = file["path"].endswith(".safetensors") or file["size"] > 10 * 2**20
+            large = file["path"].endswith((".safetensors", ".parquet")) or file["size"] > 10 * 2**20
             oid = self.entry(commit, file["path"])["oid"] if file["path"] in commit.files else None
             modes.append(
                 {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
@@ -369,6 +350,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data = commit.files[path]
         headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit.oid}
         return 200, data, headers | {"Content-Length": str(len(data))}
+
+
+ModelHub.handler = _Handler
 
 
 def blob(data: bytes) -> str:

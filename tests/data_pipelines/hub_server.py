@@ -6,13 +6,15 @@ breaks the connection in the middle of chosen bodies. It keeps every request, so
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
-import threading
+import sys
 import urllib.parse
 from dataclasses import dataclass, field
-from types import TracebackType
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from loopback import Handler, Loopback
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -27,7 +29,7 @@ class Repository:
 
 
 @dataclass
-class HubServer:
+class HubServer(Loopback):
     """`with HubServer({"me/code": Repository({...})}) as hub:` then `HF_ENDPOINT=hub.url` in another process."""
 
     repositories: dict[str, Repository]
@@ -37,31 +39,9 @@ class HubServer:
     bytes_sent: int = 0  # of data files
     broken: int = 0
 
-    def __enter__(self) -> HubServer:
-        hub = self
 
-        class Handler(_Handler):
-            server_state = hub
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server_state: HubServer
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  (its name in the base class)
-        """Requests are kept in `HubServer.requests` instead."""
+class _Handler(Handler):
+    state: HubServer
 
     def do_GET(self) -> None:
         self._answer(with_body=True)
@@ -73,7 +53,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, with_body: bool) -> None:
-        state = self.server_state
+        state = self.state
         posted = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
         state.requests.append((self.command, path, self.headers.get("Range")))
@@ -108,7 +88,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(status, b'{"error": "refused"}', {"X-Error-Code": code, "Content-Type": "application/json"})
 
     def _send_file(self, repository: Repository, name: str, with_body: bool) -> None:
-        state = self.server_state
+        state = self.state
         if repository.gated:
             return self._refuse(403 if self.headers.get("Authorization") else 401, "GatedRepo")
         if name not in repository.files:
@@ -133,7 +113,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data_file: bool = False,
         may_break: bool = False,
     ) -> None:
-        state = self.server_state
+        state = self.state
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -152,6 +132,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if data_file:
             state.bytes_sent += len(body)
         self.wfile.write(body)
+
+
+HubServer.handler = _Handler
 
 
 def _entry(repository: Repository, place: str) -> list[dict[str, object]]:

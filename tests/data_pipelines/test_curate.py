@@ -12,19 +12,27 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+import zstandard
 
-from codetune.artifacts import read_json
-from codetune.recipe import SourceSettings, load_recipe
-from data_pipelines.curate import curate, distribution_licenses
-from data_pipelines.curated import show
-from data_pipelines.documents import Drops, plan_source, read_documents
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "codetune")]
+from hub_server import HubServer  # noqa: E402
+from hub_server import Repository as HubRepository  # noqa: E402
+from model_hub import ATTRIBUTES, TOKEN, ModelHub  # noqa: E402
+from slurm_cluster import real_slurm  # noqa: E402
+
+from codetune.artifacts import read_json  # noqa: E402
+from codetune.recipe import SourceSettings, load_recipe  # noqa: E402
+from data_pipelines.curate import curate, distribution_licenses  # noqa: E402
+from data_pipelines.curated import push, show  # noqa: E402
+from data_pipelines.documents import Drops, plan_source, read_documents  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -254,6 +262,25 @@ def test_jobs_of_slurm_run_from_another_folder(
     assert "#SBATCH --partition=cpu\n" in script and "gpus" not in script and "#SBATCH --time=01:00:00\n" in script
 
 
+@pytest.mark.slow
+def test_a_real_slurm_makes_the_same_data_set(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Array jobs of every phase on slurmctld and two slurmd, submitted from another folder."""
+    small = {"near_copies": {"buckets": 2, "hashes": 2}, "shards": 2}
+    with real_slurm() as slurm:
+        reference = curate(load_recipe(write_recipe("reference", **small)))
+        recipe = load_recipe(write_recipe("slurm", executor="slurm", tasks=2, **small))
+        monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        cluster = tmp_path / "cluster.yaml"
+        cluster.write_text("time: '00:10:00'\nenvironment: {OMP_NUM_THREADS: '1', HF_HUB_OFFLINE: '1'}\n")
+        dataset = curate(recipe, 2, cluster)
+        assert slurm.call(["squeue", "--noheader"]) == ""
+    assert contents(dataset) == contents(reference)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install -e '.[ray]'")
 @pytest.mark.slow
 def test_ray_makes_the_same_data_set_from_another_folder(
@@ -272,6 +299,76 @@ def test_ray_makes_the_same_data_set_from_another_folder(
     finally:
         ray.shutdown()
     assert contents(dataset) == contents(local)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The Hub
+
+LOAD = """
+import json, sys
+from datasets import load_dataset
+print(json.dumps(list(load_dataset("me/set", "code", split="train", cache_dir=sys.argv[1])["id"])))
+"""
+
+
+@pytest.fixture
+def model_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
+    from huggingface_hub import constants
+
+    with ModelHub() as hub:
+        for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "ENDPOINT": hub.url}.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+def test_a_data_set_goes_to_the_hub_in_one_commit_and_is_loaded_from_there(
+    write_recipe: Callable[..., Path], model_hub: ModelHub, tmp_path: Path
+) -> None:
+    dataset = curate(load_recipe(write_recipe()))
+    files = [f"code/train-0000{number}-of-00002.parquet" for number in range(2)]
+    listed = push(dataset, "me/set", dry_run=True)
+    assert model_hub.calls == [] and [line.split()[-1] for line in listed.splitlines()[1:-1]] == [
+        "README.md",
+        *files,
+        "manifest.json",
+    ]
+    assert push(dataset, "me/set") == f"curate: {model_hub.url}/datasets/me/set/tree/main"
+    repository = model_hub.repositories["me/set"]
+    sent = repository.commits[-1].files
+    assert repository.private and len(repository.commits) == 2  # the first is the Hub's own
+    assert set(sent) == {*ATTRIBUTES, "README.md", "manifest.json", *files}
+    assert {name: sent[name] for name in files} == {name: (dataset / name).read_bytes() for name in files}
+    assert str(tmp_path).encode() not in sent["README.md"] + sent["manifest.json"]
+    assert json.loads(sent["manifest.json"])["sources"] == read_json(dataset / "curate.json")["sources"]
+    assert "held exactly this already" in push(dataset, "me/set") and len(repository.commits) == 2
+    with HubServer({"me/set": HubRepository(dict(sent))}) as server:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, str(tmp_path / "cache")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert len(json.loads(done.stdout.splitlines()[-1])) == len(RECORDS) - sum(DROPPED.values())
+
+
+def test_what_stands_on_the_hub_already_is_not_written_over(write_recipe: Callable[..., Path], model_hub: ModelHub) -> None:
+    dataset = curate(load_recipe(write_recipe()))
+    model_hub.make("me/taken", {"notes.txt": b"mine"})
+    with pytest.raises(
+        ValueError, match=r"me/taken, revision main, holds files that no curation has put there; nothing was"
+    ):
+        push(dataset, "me/taken")
+    push(dataset, "me/set")
+    other = curate(load_recipe(write_recipe("other", exact_copies="keep", near_copies={"enabled": False})))
+    with pytest.raises(ValueError, match="holds a data set curated by other settings; nothing was uploaded"):
+        push(other, "me/set")
+    push(other, "me/set", replace=True)
+    with pytest.raises(ValueError, match="the token is me's, who may write to me, team"):
+        push(dataset, "stranger/set")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -305,9 +402,16 @@ def test_rows_that_are_no_documents_are_counted(write_recipe: Callable[..., Path
             gzip.compress(json.dumps(record(code(1), 1)).encode() * 50)[:-20],
             "the gzip file is cut off",
         ),
+        (
+            "jsonl",
+            "bad.jsonl.zst",
+            zstandard.compress(b"".join(b'{"text": "%s"}\n' % os.urandom(900).hex().encode() for _ in range(300)))[:-500],
+            "the zstd file is cut off",
+        ),
+        ("jsonl", "bad.jsonl.zst", b"no zstd at all, but text" * 20, "not readable as zstd"),
         ("jsonl", "none.jsonl", None, "no file matches"),
     ],
-    ids=["no parquet", "gzip cut off", "no file"],
+    ids=["no parquet", "gzip cut off", "zstd cut off", "no zstd", "no file"],
 )
 def test_files_that_cannot_be_read_are_refused(
     write_recipe: Callable[..., Path], tmp_path: Path, kind: str, name: str, data: bytes | None, message: str
@@ -319,6 +423,33 @@ def test_files_that_cannot_be_read_are_refused(
     source = {"kind": kind, "path": str(folder / f"*{name[-4:]}")}
     with pytest.raises(ValueError, match=message):
         curate(load_recipe(write_recipe(sources={"code": source}, licenses={"unknown": "keep"})))
+
+
+def test_a_licence_may_be_a_list_with_nothing_in_it_and_an_empty_file_is_counted(
+    write_recipe: Callable[..., Path], corpus: Path
+) -> None:
+    for path in corpus.iterdir():
+        path.unlink()
+    licenses = [
+        "MIT",
+        ["MIT"],
+        ["MIT", None],
+        [None],
+        [],
+        None,
+        "NOASSERTION",
+        ["Apache-2.0", "MIT"],
+        ["GPL-3.0-only"],
+        {"a": 1},
+    ]
+    lines = [json.dumps(record(code(place), place, license=value)) for place, value in enumerate(licenses)]
+    (corpus / "some.jsonl").write_text("\n".join(lines))
+    (corpus / "nothing.jsonl").write_bytes(b"")
+    rules = {"allowed": ["MIT", "Apache-2.0"], "unknown": "keep"}
+    source = read_json(curate(load_recipe(write_recipe(licenses=rules))) / "curate.json")["sources"]["code"]
+    assert source["licenses"] == {"MIT": 3, "unknown": 5, "Apache-2.0 + MIT": 1}
+    assert source["drops"] == {"license_not_allowed": 1}
+    assert (source["facts"]["files"], source["facts"]["empty_files"]) == (2, 1)
 
 
 def test_a_column_that_is_not_there_is_named(write_recipe: Callable[..., Path], corpus: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "codetune"))
+from model_hub import ATTRIBUTES, TOKEN, ModelHub
+
 from codetune.tokens import open_codec
 from eval import app
+
+SPACE_FILES = ("app.py", "README.md", "requirements.txt", "model.txt", "manifest.json")
+CHAT = """{{ bos_token }}{% for turn in messages %}{{ 'Q: ' if turn.role == 'user' else 'A: ' }}{{ turn.content }}
+{% endfor %}{% if add_generation_prompt %}A:{% endif %}"""
 
 pytestmark = pytest.mark.xdist_group("finished")
 
@@ -91,7 +100,7 @@ def test_a_space_is_this_file_with_what_it_needs(capsys: pytest.CaptureFixture[s
     pytest.importorskip("gradio", reason="gradio is not installed (make try installs it)")
     app.main(["--model", "me/model", "--space", "me/try", "--dry-run"])
     listed = capsys.readouterr().out
-    for name in ("app.py", "README.md", "requirements.txt", "model.txt"):
+    for name in SPACE_FILES:
         assert name in listed
     files = app.space_files("me/model", {"gradio": "6.0.0", "torch": "2.0", "transformers": "5.0", "accelerate": "1.0"})
     assert yaml.safe_load(files["README.md"].split("---\n")[1])["sdk"] == "gradio"
@@ -100,13 +109,87 @@ def test_a_space_is_this_file_with_what_it_needs(capsys: pytest.CaptureFixture[s
         app.main(["--model", str(tmp_path), "--space", "me/try"])
 
 
+def test_a_space_is_pushed_as_it_was_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed (make try installs it)")
+    from huggingface_hub import constants
+
+    command = ["--model", "me/model", "--space", "me/try"]
+    app.main([*command, "--dry-run"])
+    listed = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    with ModelHub() as hub:
+        for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "ENDPOINT": hub.url}.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        app.main(command)
+        assert f"space: {hub.url}/spaces/me/try/tree/main" in capsys.readouterr().out
+        sent = hub.repositories["me/try"].commits[-1].files
+        assert sorted({*sent} - {*ATTRIBUTES}) == listed == sorted(SPACE_FILES)
+        assert sent["app.py"] == Path(app.__file__).read_bytes() and sent["model.txt"] == b"me/model\n"
+        hub.make("me/notes", {"notes.txt": b"mine"})
+        with pytest.raises(SystemExit, match="2"):
+            app.main(["--model", "me/model", "--space", "me/notes"])
+        assert "me/notes, revision main, holds files that are no such page" in capsys.readouterr().err
+        assert hub.repositories["me/notes"].commits[-1].files == {**ATTRIBUTES, "notes.txt": b"mine"}
+
+
 @pytest.fixture(scope="module")
-def page(model: app.Model) -> Iterator[str]:
+def chat_model(model: app.Model, tmp_path_factory: pytest.TempPathFactory) -> app.Model:
+    """The checkpoint with a chat template beside its tokenizer, as `make instruct` leaves it."""
+    folder = Path(shutil.copytree(model.name, tmp_path_factory.mktemp("chat") / "model"))
+    (folder / "chat_template.jinja").write_text(CHAT)
+    return app.Model(str(folder))
+
+
+def test_a_conversation_is_what_the_template_makes_of_it(chat_model: app.Model, model: app.Model) -> None:
+    turns = [{"role": "user", "content": "add"}, {"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
+    assert chat_model.chats and not model.chats
+    text = chat_model.tokenizer.decode(chat_model.chat_ids(turns))
+    assert text.replace(chat_model.tokenizer.bos_token, "") == "Q: add\nA: x\nQ: y\nA:"
+
+
+@pytest.fixture(scope="module")
+def chat_page(chat_model: app.Model) -> Iterator[str]:
     pytest.importorskip("gradio", reason="gradio is not installed (make try installs it), so that its page is not opened")
+    yield from served(chat_model)
+
+
+def test_the_page_answers_and_remembers_what_was_said(chat_page: str, chat_model: app.Model, browser: Any) -> None:
+    tab = browser.new_page()
+    tab.goto(chat_page)
+    tab.get_by_role("tab", name="Chat").click()
+    box = tab.get_by_test_id("textbox").last
+    turns: list[dict[str, str]] = []
+    for number, message in enumerate(("add two", "and three")):
+        box.fill(message)
+        box.press("Enter")
+        turns.append({"role": "user", "content": message})
+        expected = list(chat_model.write(chat_model.chat_ids(turns), 128, 0.0))[-1]
+        turns.append({"role": "assistant", "content": expected})
+        letters = "".join(expected.split())[:20]
+        tab.wait_for_function(
+            "([place, wanted]) => (document.querySelectorAll('.message.bot')[place]?.innerText ?? '')"
+            ".replace(/\\s/g, '').includes(wanted)",
+            arg=[number, letters],
+            timeout=60_000,
+        )
+        assert letters
+        tab.wait_for_timeout(300)  # until the box is free again
+    tab.close()
+
+
+def served(model: app.Model) -> Iterator[str]:
     made = app.build_page(model)
     _, address, _ = made.launch(server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True, theme=made.theme)
     yield address
     made.close()
+
+
+@pytest.fixture(scope="module")
+def page(model: app.Model) -> Iterator[str]:
+    pytest.importorskip("gradio", reason="gradio is not installed (make try installs it), so that its page is not opened")
+    yield from served(model)
 
 
 def test_the_page_fills_in_at_the_cursor(page: str, model: app.Model, browser: Any) -> None:
