@@ -76,10 +76,14 @@ def draw_correlation(axes: Any, results: Sequence[Mapping[str, Any]]) -> Drawn:
         rows.append(
             {t["settings"]["benchmark"][10:]: t["scores"]["pass@1"]["value"] for t in tasks.values() if t["state"] == "done"}
         )
-    if len(rows) < 3 or not rows[0]:
-        return f"a correlation takes MultiPL-E results of three checkpoints or more, and there are {sum(map(bool, rows))}"
-    found = language_correlation(rows)
-    languages = list(rows[0])
+    whole = of_common_languages(rows)
+    if not whole:
+        return (
+            "a correlation takes MultiPL-E results of two languages or more from three checkpoints or more, and there are "
+            f"results of {sum(map(bool, rows))}"
+        )
+    found = language_correlation(whole)
+    languages = list(whole[0])
     grid_LL = np.full((len(languages), len(languages)), np.nan)
     for (one, other), value in found.items():
         grid_LL[languages.index(one), languages.index(other)] = np.nan if value is None else value
@@ -91,6 +95,20 @@ def draw_correlation(axes: Any, results: Sequence[Mapping[str, Any]]) -> Drawn:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center")
     axes.set_title("correlation of pass@1 over checkpoints")
     return None
+
+
+def of_common_languages(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Scores of the most languages that three checkpoints or more have, of all that have them; none where none are.
+
+    Example: {a, b, c}, {a, b}, {a, b}, {a} -> {a, b} three times
+    """
+    choices = [(set(row), [other for other in rows if set(row) <= set(other)]) for row in rows if len(row) >= 2]
+    languages, whole = max(
+        ((chosen, found) for chosen, found in choices if len(found) >= 3),
+        key=lambda choice: (len(choice[0]), len(choice[1])),
+        default=(set(), []),
+    )
+    return [{language: row[language] for language in sorted(languages)} for row in whole]
 
 
 def figures_of(results: Mapping[str, Any], benchmark: str) -> dict[str, float]:

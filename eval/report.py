@@ -30,7 +30,8 @@ from codetune.artifacts import fail
 from codetune.paper import paper_value, read_paper
 from eval import charts
 from eval.charts import Chart
-from eval.runs import STATES, TREE, RunFacts, find_runs
+from eval.pictures import of_common_languages
+from eval.runs import STATES, TREE, DataFacts, RunFacts, find_data, find_runs
 from eval.scores import language_correlation
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -50,6 +51,7 @@ class Box:
     y: int
     parent: tuple[int, int] | None
     done: float  # 0 to 1
+    fed: tuple[tuple[int, int], ...] = ()  # places of the stages that read what is made here: data, not a checkpoint
 
 
 def write_report(folder: Path, out: Path, names: Sequence[str] = ()) -> Path:
@@ -58,7 +60,7 @@ def write_report(folder: Path, out: Path, names: Sequence[str] = ()) -> Path:
     Raises:
         ValueError: no runs there, or the page cannot be written.
     """
-    page = render(find_runs(folder, names), folder.name)
+    page = render(*find_all(folder, names), folder.name)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,13 @@ def write_report(folder: Path, out: Path, names: Sequence[str] = ()) -> Path:
     return out
 
 
-def render(runs: Sequence[RunFacts], title: str, watching: bool = False) -> str:
+def find_all(folder: Path, names: Sequence[str]) -> tuple[list[RunFacts], list[DataFacts]]:
+    """The runs, and the data beside them."""
+    runs = find_runs(folder, names)
+    return runs, find_data(folder, runs)
+
+
+def render(runs: Sequence[RunFacts], data: Sequence[DataFacts], title: str, watching: bool = False) -> str:
     """The page's text."""
     made = [run for run in runs if run.state != "missing"]
     drawn: list[Chart] = []
@@ -109,7 +117,7 @@ def render(runs: Sequence[RunFacts], title: str, watching: bool = False) -> str:
         "title": title,
         "made_at": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "watching": watching,
-        "boxes": pipeline(runs),
+        "boxes": pipeline(runs, data),
         "states": STATES,
         "summary": [summary(run) for run in made],
         "together": together,
@@ -163,8 +171,8 @@ def script_json(value: Any) -> str:
 # Tables
 
 
-def pipeline(runs: Sequence[RunFacts]) -> list[Box]:
-    """Where each stage stands in the picture: a column per step from the start, a row per branch."""
+def pipeline(runs: Sequence[RunFacts], data: Sequence[DataFacts] = ()) -> list[Box]:
+    """Where each stage stands in the picture: a column per step from the start, a row per branch; data in rows below."""
     found = {run.name: run for run in runs}
     parents: dict[str, str | None] = {}
     for name, parent in TREE:
@@ -198,6 +206,11 @@ def pipeline(runs: Sequence[RunFacts]) -> list[Box]:
         done = 1.0 if state == "finished" else (run.progress or 0.0) if run is not None else 0.0
         words = STATES[state] + (f", {100 * done:.0f} %" if run is not None and 0 < done < 1 else "")
         boxes.append(Box(name, state, words, x, y, places.get(parents[name] or ""), done))
+    for made in data:
+        fed = tuple(places[name] for name in made.feeds if name in places)
+        column, next_row = max(0, min((x for x, _ in fed), default=0) - 1), next_row + 1
+        done = 1.0 if made.state == "finished" else 0.0
+        boxes.append(Box(made.name, made.state, made.words, column, next_row, None, done, fed))
     return boxes
 
 
@@ -332,14 +345,13 @@ def temperatures(runs: Sequence[RunFacts]) -> list[tuple[str, str, float, float]
 
 
 def correlations(runs: Sequence[RunFacts]) -> list[tuple[str, str, float]]:
-    """Pearson's r of pass@1 between languages of MultiPL-E, over the runs that have all of them."""
+    """Pearson's r of pass@1 between languages of MultiPL-E, over three runs or more that have them."""
     rows: dict[str, dict[str, float]] = {}
     for score in each_score(runs):
-        if score["metric"] == "pass@1" and str(score["benchmark"]).startswith("multipl-e"):
+        if score["metric"] == "pass@1" and str(score["benchmark"]).startswith("multipl-e-"):
             rows.setdefault(score["run"], {})[str(score["benchmark"]).removeprefix("multipl-e-")] = score["value"]
-    most = max((len(row) for row in rows.values()), default=0)
-    whole = [row for row in rows.values() if len(row) == most and set(row) == set(next(iter(rows.values())))]
-    if len(whole) < 3 or most < 2:
+    whole = of_common_languages(list(rows.values()))
+    if not whole:
         return []
     return [(a, b, r) for (a, b), r in language_correlation(whole).items() if r is not None]
 
@@ -361,7 +373,8 @@ class Watcher:
     def version(self) -> str:
         """A word that changes with the files that the page is made of."""
         newest, count = 0, 0
-        for pattern in ("*/*.json*", "*/model/manifest.json", "*/rows/manifest.json", "*/eval/*/results.json", "*/.lock"):
+        patterns = ("*/*.json*", "*/*/manifest.json", "*/dataset/curate.json", "*/eval/*/results.json", "*/.lock")
+        for pattern in patterns:
             for path in self.folder.glob(pattern):
                 newest, count = max(newest, path.stat().st_mtime_ns), count + path.stat().st_size
         return f"{newest}-{count}"
@@ -369,7 +382,7 @@ class Watcher:
     def page(self) -> tuple[str, bytes]:
         version = self.version()
         if version != self._seen:
-            self._page = render(find_runs(self.folder, self.names), self.folder.name, watching=True).encode()
+            self._page = render(*find_all(self.folder, self.names), self.folder.name, watching=True).encode()
             self._seen = version
         return version, self._page
 

@@ -50,6 +50,10 @@ TREE = (  # stages and what they start from, as they are drawn where nothing say
     ("instruct", "lcft"),
     ("unnatural", "python-lcft"),
 )
+DATA = (  # what other commands make for the runs: name, folder when finished, its manifest, folder of work, whom it feeds
+    ("curate", "dataset", "curate.json", "curate.partial", None),
+    ("self_instruct", "triplets", MANIFEST, "work", "instruct"),
+)
 CURVES = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu_percent", "memory_gib")
 STATES = {
     "finished": "finished",
@@ -80,6 +84,16 @@ class Curve:
 
     def points(self, most: int = POINTS) -> list[tuple[float, float]]:
         return thin_out(self.tokens, self.values, most)
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Data that another command makes: `make curate`, `make self-instruct`."""
+
+    name: str
+    state: str
+    words: str  # what came out
+    feeds: tuple[str, ...]  # runs that read it
 
 
 @dataclass
@@ -156,6 +170,47 @@ def find_runs(folder: Path, names: Iterable[str] = ()) -> list[RunFacts]:
     if not found:
         raise ValueError(f"{folder}: no run in it; make one first, for example with `make stage1`")
     return [read_run(path) for path in found]
+
+
+def find_data(folder: Path, runs: Iterable[RunFacts]) -> list[DataFacts]:
+    """What was curated and what self-instruct made beside the runs, and which of them read it, by their recipes.
+
+    Self-instruct is part of the paper's figure, and named where nothing of it is there; curation is not.
+    """
+    found = []
+    for name, made, manifest, work, usual in DATA:
+        place, notes = folder / name, list[str]()
+        readers = [run.name for run in runs if _mentions(run.recipe.get("data"), f"{name}/{made}", name)]
+        facts = _readable(place / made / manifest, notes) if (place / made / manifest).is_file() else {}
+        if facts:
+            state, words = "finished", _what_came_out(facts)
+        elif (place / work).is_dir():
+            state, words = ("running", STATES["running"]) if is_locked(place) else ("stopped", STATES["stopped"])
+        elif usual is None and not readers:
+            continue
+        else:
+            state, words = "missing", STATES["missing"]
+        found.append(DataFacts(name, state, words, tuple(readers or ([usual] if usual else []))))
+    return found
+
+
+def _what_came_out(manifest: Mapping[str, Any]) -> str:
+    """Example: `2 of 30 kept`, of questions, or of documents."""
+    if "funnel" in manifest:
+        return f"{manifest['funnel']['kept']:,} of {manifest['funnel']['asked']:,} kept"
+    sources = manifest["sources"].values()
+    return (
+        f"{sum(source['documents'] for source in sources):,} of {sum(source['documents_read'] for source in sources):,} kept"
+    )
+
+
+def _mentions(value: Any, path: str, name: str) -> bool:
+    """Whether a setting names this folder, by its path or, as a run of the same size, by its name."""
+    if isinstance(value, Mapping):
+        return any(_mentions(item, path, name) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_mentions(item, path, name) for item in value)
+    return isinstance(value, str) and (value == name or f"/{path}" in f"/{value}")
 
 
 def is_run(folder: Path) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 from codetune.artifacts import LAYOUTS, MANIFEST
 from codetune.gpus import device_watts
 from codetune.lineage import Lineage, Stage, Weights, read_weights
+from codetune.paper import stage_of
 from codetune.tokens import Codec, open_codec
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -155,7 +156,7 @@ def write_card(
         "title": name,
         "repository": repository or f"<your name>/{name}",
         "revision": revision,
-        "subject": SUBJECTS.get(_stage_of(stage.name), "a model trained by codetune"),
+        "subject": SUBJECTS.get(stage_of(stage.name, SUBJECTS) or "", "a model trained by codetune"),
         "run": stage.name,
         "size": stage.size,
         "kind": stage.kind,
@@ -245,7 +246,7 @@ def _ancestor(stage: Stage, claims: Claims) -> dict[str, Any]:
         context, rope = manifest.get("context_tokens"), manifest.get("rope_base")
         tokens = "none"
     else:
-        what = SUBJECTS.get(_stage_of(stage.name), "trained")
+        what = SUBJECTS.get(stage_of(stage.name, SUBJECTS) or "", "trained")
         context, rope = manifest["rope"]["context_tokens"], manifest["rope"]["base"]
         tokens = claims.show(manifest["tokens"], "integer", _where(stage, "tokens"))
     return {
@@ -657,13 +658,6 @@ def _metadata(lineage: Lineage, facts: Mapping[str, Any], licence: Licence, scor
         **optional,
     )
     return data.to_yaml().strip()
-
-
-def _stage_of(name: str) -> str:
-    """Example: `python-lcft-plain` -> `python-lcft`"""
-    return next(
-        (known for known in sorted(SUBJECTS, key=len, reverse=True) if name == known or name.startswith(f"{known}-")), name
-    )
 
 
 def _environment() -> Any:

@@ -56,6 +56,15 @@ def read_paper(path: Path | None) -> list[Figure]:
     return figures
 
 
+def stage_of(run: str, stages: Iterable[str]) -> str | None:
+    """The stage that a run is of, by its name; None where it is of none of these.
+
+    Example: python-lcft-plain, of python and python-lcft -> python-lcft
+    """
+    longest_first = sorted(stages, key=len, reverse=True)
+    return next((stage for stage in longest_first if run == stage or run.startswith(f"{stage}-")), None)
+
+
 def form_in_paper(task: Mapping[str, Any]) -> str:
     """The form of a task as `paper.csv` names it.
 
@@ -73,8 +82,7 @@ def paper_value(figures: Iterable[Figure], task: Mapping[str, Any], metric: str,
     """
     settings = task.get("settings") or {}
     wanted = form_in_paper(task)
-    known = sorted(VARIANTS, key=len, reverse=True)
-    variant = next((name for name in known if stage == name or stage.startswith(f"{name}-")), None)
+    variant = stage_of(stage, VARIANTS)
     found = {
         one.model: one.value
         for one in figures

@@ -156,6 +156,63 @@ def test_the_page_says_what_the_manifests_say(page: Path, runs: Path) -> None:
     assert page.stat().st_size < 3e6
 
 
+def test_the_picture_names_the_data_that_other_commands_make(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "smoke"
+    for name in ("base", "stage1"):
+        shutil.copytree(runs / name, folder / name)
+    boxes = {box.name: box for box in module.pipeline(*module.find_all(folder, ()))}
+    assert "curate" not in boxes and boxes["self_instruct"].state == "missing"
+    assert boxes["self_instruct"].fed == ((boxes["instruct"].x, boxes["instruct"].y),)
+    (folder / "self_instruct" / "work").mkdir(parents=True)
+    source = {"documents_read": 1200, "documents": 1100}
+    (folder / "curate" / "dataset").mkdir(parents=True)
+    write_json(folder / "curate" / "dataset" / "curate.json", {"sources": {"python": source, "cpp": source}})
+    manifest = read_json(folder / "stage1" / "model" / "manifest.json")
+    manifest["recipe"]["data"]["sources"]["python"]["path"] = "runs/smoke/curate/dataset/python/*.parquet"
+    write_json(folder / "stage1" / "model" / "manifest.json", manifest)
+    boxes = {box.name: box for box in module.pipeline(*module.find_all(folder, ()))}
+    assert (boxes["self_instruct"].state, boxes["curate"].state) == ("stopped", "finished")
+    assert boxes["curate"].words == "2,200 of 2,400 kept"
+    assert boxes["curate"].fed == ((boxes["stage1"].x, boxes["stage1"].y),)
+    (folder / "self_instruct" / "triplets").mkdir()
+    write_json(folder / "self_instruct" / "triplets" / "manifest.json", {"funnel": {"asked": 30, "kept": 2}})
+    text = module.render(*module.find_all(folder, ()), folder.name)
+    assert "2 of 30 kept" in text and text.count('class="edge data"') == 2
+    assert len({(box.x, box.y) for box in boxes.values()}) == len(boxes)  # no two in one place
+
+
+def test_languages_are_correlated_over_the_runs_that_have_them(runs: Path, tmp_path: Path) -> None:
+    scores = {  # three runs with three languages, of which one has a fourth; a fourth run with one
+        "stage1": {"cpp": 0.1, "java": 0.2, "js": 0.3, "sh": 0.4},
+        "lcft": {"cpp": 0.2, "java": 0.3, "js": 0.1},
+        "base": {"cpp": 0.4, "java": 0.5, "js": 0.2},
+        "python": {"cpp": 0.9},
+    }
+    for name, row in scores.items():
+        run = tmp_path / "smoke" / name
+        run.mkdir(parents=True)
+        shutil.copyfile(runs / "stage1" / "metrics.jsonl", run / "metrics.jsonl")
+        tasks = {
+            f"mpl-{language}": {
+                "state": "done",
+                "settings": {"benchmark": f"multipl-e-{language}", "temperature": 0.0},
+                "scores": {"pass@1": {"value": value, "low": 0.0, "high": 1.0, "problems": 161, "decoding": "greedy"}},
+            }
+            for language, value in row.items()
+        }
+        (run / "eval" / "table4").mkdir(parents=True)
+        write_json(run / "eval" / "table4" / "results.json", {"format": 1, "model": {"name": name}, "tasks": tasks})
+    text = module.render(*module.find_all(tmp_path / "smoke", ()), "smoke")
+    specs = json.loads(re.findall(r'<script type="application/json" id="specs">(.*?)</script>', text, re.DOTALL)[0])
+    cells = next(spec for spec in specs if "layer" in spec and {"a", "b", "v"} <= set(spec["data"]["values"][0]))
+    found = {frozenset((cell["a"], cell["b"])): cell["v"] for cell in cells["data"]["values"]}
+    assert set().union(*found) == {"cpp", "java", "js"}
+    # cpp and java rise by the same steps. From their means, 7/30 and 0.2, cpp and js are off by (-4, -1, 5)/30 and
+    # (1, -1, 0)/10: r = -3 / sqrt(42 x 2)
+    assert found[frozenset(("cpp", "java"))] == 1.0 and found[frozenset(("cpp", "js"))] == -0.33
+    assert "Languages that rise and fall together" in text
+
+
 def test_words_of_recipes_and_models_are_shown_and_never_run(page: Path, runs: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "&lt;script&gt;document.title = &#39;broken&#39;&lt;/script&gt;" in text
@@ -164,7 +221,7 @@ def test_words_of_recipes_and_models_are_shown_and_never_run(page: Path, runs: P
     run = folder / "</script><script>alert(2)</script>".replace("/", "\u2215")
     run.mkdir(parents=True)
     shutil.copyfile(runs / "stage1" / "metrics.jsonl", run / "metrics.jsonl")
-    found = module.render(find_runs(folder), folder.name).replace(module.library(), "")
+    found = module.render(find_runs(folder), (), folder.name).replace(module.library(), "")
     assert "<img" not in found and "<script>alert" not in found and "\\u003cscript\\u003ealert(2)" in found
 
 

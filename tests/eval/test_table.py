@@ -116,17 +116,17 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
     assert drawn == {"figure4a", "figure4b", "figure5", "figure6", "figure9a", "figure9b"}
-    assert "figure3: not drawn: a correlation takes MultiPL-E results of three checkpoints" in text
+    assert "figure3: not drawn: a correlation takes MultiPL-E results of two languages or more from three" in text
 
 
 def test_correlations_are_drawn_from_three_checkpoints(tmp_path: Path) -> None:
-    rows = [{"cpp": 0.1, "java": 0.2}, {"cpp": 0.2, "java": 0.4}, {"cpp": 0.3, "java": 0.5}]
+    rows = [{"cpp": 0.1, "java": 0.2}, {"cpp": 0.2, "java": 0.4}, {"cpp": 0.3, "java": 0.5, "sh": 0.1}, {"cpp": 0.9}]
     several = []
     for row in rows:
         one = results_of(ALL)
         one["tasks"] = {k: results_of({"p": v}, benchmark=f"multipl-e-{k}")["tasks"]["one"] for k, v in row.items()}
         several.append(one)
-    lines = draw_all(several, [tmp_path] * 3, [], tmp_path / "pictures")
+    lines = draw_all(several, [tmp_path] * 4, [], tmp_path / "pictures")
     assert lines[0].startswith("figure3") and (tmp_path / "pictures" / "figure3.png").is_file()
 
 
