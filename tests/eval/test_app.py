@@ -146,7 +146,7 @@ def test_a_conversation_is_what_the_template_makes_of_it(chat_model: app.Model, 
     turns = [{"role": "user", "content": "add"}, {"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
     assert chat_model.chats and not model.chats
     text = chat_model.tokenizer.decode(chat_model.chat_ids(turns))
-    assert text.replace(chat_model.tokenizer.bos_token, "") == "Q: add\nA: x\nQ: y\nA:"
+    assert text.removeprefix(chat_model.tokenizer.bos_token).lstrip() == "Q: add\nA: x\nQ: y\nA:"
 
 
 @pytest.fixture(scope="module")
