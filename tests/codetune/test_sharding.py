@@ -123,4 +123,3 @@ def test_ranks_on_the_cpu_must_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "False")  # as gpu.yaml makes `accelerate launch` say of a single process
     with pytest.raises(ValueError, match="is one for GPUs"):
         cpu_ranks.settle()
-
