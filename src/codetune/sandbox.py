@@ -35,11 +35,14 @@ import contextlib
 import dataclasses
 import enum
 import errno
+import fcntl
 import functools
+import importlib
 import json
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import socket
 import struct
@@ -48,11 +51,12 @@ import sys
 import sysconfig
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 from codetune import sandbox_kernel as kernel
 from codetune.sandbox_languages import find_language, toolchain
@@ -61,10 +65,12 @@ Judge = Literal["separate", "same-process"]
 Isolation = Literal["auto", "namespaces", "bubblewrap", "landlock", "none"]
 STRONGEST_FIRST: tuple[Isolation, ...] = ("namespaces", "bubblewrap", "landlock")
 SETTING = "CODETUNE_SANDBOX"  # environment variable: an isolation for runs that set none
+COMMAND_SETTING = "CODETUNE_SANDBOX_COMMAND"  # environment variable: a command, where neither it nor an isolation is given
 MIB = 1 << 20
 CERTAIN = 2.0  # a program is stopped at this many times its limit; between once and that often it is run again alone
 PROGRAMS_PER_ZYGOTE = 2000
 START_SECONDS = 60.0  # for a worker to come up
+FOLDERS = "codetune-sandbox-"  # how the names begin of memory groups, and of workers' temporary folders
 HEAD_BYTES = 64 * 1024  # of the text that a result keeps by default
 PIDS_OF_OWN_IDS = 2_000_000_000  # user numbers that nobody has, for jails that root makes
 
@@ -229,7 +235,8 @@ class Sandbox:
 
     `isolation`: `auto` (the strongest that works), or one by name; `none` accepts the risk of running untrusted code without
     any. None: the environment variable CODETUNE_SANDBOX, else `auto`. `command` runs every program elsewhere: a command that
-    starts `python -m codetune.sandbox serve` in a container or on another machine and talks over its standard streams.
+    starts `python -m codetune.sandbox serve` in a container or on another machine and talks over its standard streams. None:
+    the environment variable CODETUNE_SANDBOX_COMMAND, where no isolation is given either.
     `read_only`: further paths that programs may read, such as a toolchain outside /usr.
     """
 
@@ -242,7 +249,7 @@ class Sandbox:
         read_only: Sequence[str] = (),
     ) -> None:
         self.workers = workers or len(os.sched_getaffinity(0))
-        self.command = list(command) if command else None
+        self.command = list(command) if command else command_from_setting() if isolation is None else None
         self.read_only = [str(Path(path).absolute()) for path in read_only]
         self.tier = "command" if self.command else choose_isolation(isolation)
         self._idle: collections.deque[Worker | RemoteWorker] = collections.deque()
@@ -409,6 +416,8 @@ class Worker:
         self.tier = tier
         self.programs = 0
         self.scratch: str | None = None
+        self._scratch_lock = -1
+        sweep_once()
         self.cgroup = Cgroup.make() if tier == "namespaces" else None
         self.process: subprocess.Popen[bytes] | None = None
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -420,6 +429,8 @@ class Worker:
             raise
 
     def _start(self, theirs: socket.socket, read_only: Sequence[str]) -> None:
+        # Compiles what the worker runs, once: the worker itself writes nothing, and would compile it at every start.
+        importlib.import_module("codetune.sandbox_zygote")
         own_code = str(Path(__file__).parents[1])
         interpreter = getattr(sys, "_base_executable", None) or sys.executable
         code = (
@@ -434,7 +445,9 @@ class Worker:
             arguments = [*bubblewrap_arguments([*paths, own_code]), *arguments]
             self.scratch = "/tmp"
         elif self.tier != "namespaces":
-            self.scratch = tempfile.mkdtemp(prefix=f"codetune-sandbox-{os.getpid()}-")
+            self.scratch = tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-")
+            self._scratch_lock = os.open(self.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._scratch_lock, fcntl.LOCK_EX)  # let go of when this process ends, however it does
             os.chmod(self.scratch, 0o711)
         drop_to = PIDS_OF_OWN_IDS if inner == "landlock" and self.tier == "landlock" and readable_by_others(paths) else 0
         settings = {
@@ -508,7 +521,7 @@ class Worker:
             nonce = secrets.token_hex(16)
             roles = plan(job, files, file, nonce, factor)
             limits = {
-                **dataclasses.asdict(job.limits),
+                **vars(job.limits),
                 "cpu_seconds": job.limits.cpu_seconds or job.limits.wall_seconds,
                 "compile_seconds": job.limits.compile_seconds if job.language != "python" else 0.0,
                 "factor": factor,
@@ -521,7 +534,6 @@ class Worker:
             }
             if self.cgroup:
                 self.cgroup.limit(job.limits)
-            killed_before = self.cgroup.kills() if self.cgroup else 0
             self._send(json.dumps(message).encode(), list(roles[0][1].values()))
             for _, descriptors in roles[1:]:
                 self._send(b"{}", list(descriptors.values()))
@@ -537,7 +549,7 @@ class Worker:
                     raise Fault(text or "a jail could not be closed")
             if count_left and answer["left"]:
                 raise Fault(f"{answer['left']} processes were left behind")
-            out_of_memory = self.cgroup is not None and self.cgroup.kills() > killed_before
+            out_of_memory = self.cgroup is not None and self.cgroup.has_killed()
             report_file = roles[-1][1].get("report")
             report = read_report(report_file) if report_file is not None else None
             return conclude(job, answer, report, files, nonce, out_of_memory, self.tier)
@@ -568,7 +580,9 @@ class Worker:
 
             with contextlib.suppress(FileNotFoundError):
                 remove_tree(self.scratch)
-            self.scratch = None
+            if self._scratch_lock >= 0:
+                os.close(self._scratch_lock)
+            self.scratch, self._scratch_lock = None, -1
 
 
 def plan(job: Job, files: dict[str, int], file: Any, nonce: str, factor: float) -> list[tuple[str, dict[str, int]]]:
@@ -810,6 +824,7 @@ class Cgroup:
         self.folders = folders
         self.version = version
         self.limits: tuple[int, int] | None = None
+        self._events, self._kills = -1, 0
 
     @classmethod
     def make(cls) -> Cgroup | None:
@@ -818,7 +833,7 @@ class Cgroup:
         if places is None:
             return None
         parents, version = places
-        name = f"codetune-sandbox-{os.getpid()}-{secrets.token_hex(4)}"
+        name = f"{FOLDERS}{os.getpid()}-{secrets.token_hex(4)}"
         folders: list[Path] = []
         group = cls(folders, version)
         try:
@@ -853,17 +868,21 @@ class Cgroup:
             (self.folders[-1] / processes).write_text(str(wanted[1]), encoding="ascii")
         self.limits = wanted
 
-    def kills(self) -> int:
-        """How many processes of this group the kernel has ended for want of memory."""
-        file = self.folders[0] / ("memory.events" if self.version == 2 else "memory.oom_control")
-        for line in file.read_text(encoding="ascii").splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-        return 0
+    def has_killed(self) -> bool:
+        """Whether the kernel has ended processes of this group for want of memory since this was asked last."""
+        if self._events < 0:
+            file = self.folders[0] / ("memory.events" if self.version == 2 else "memory.oom_control")
+            self._events = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        before = self._kills
+        for line in os.pread(self._events, 4096, 0).splitlines():
+            if line.startswith(b"oom_kill "):
+                self._kills = int(line.split()[1])
+        return self._kills > before
 
     def remove(self) -> None:
-        import time
-
+        if self._events >= 0:
+            os.close(self._events)
+            self._events = -1
         for folder in self.folders:
             for _ in range(200):
                 try:
@@ -875,6 +894,41 @@ class Cgroup:
                     if error.errno != errno.EBUSY:
                         raise
                     time.sleep(0.01)
+
+
+@functools.cache
+def sweep_once() -> None:
+    """Remove what processes that were killed have left behind, once per process."""
+    places = cgroup_places()
+    if places is not None:
+        sweep_groups(places[0], START_SECONDS)
+    sweep_scratch(Path(tempfile.gettempdir()))
+
+
+def sweep_groups(parents: Sequence[Path], minimum_age_seconds: float) -> None:
+    """Remove our groups that hold no process. One whose worker lives is not empty at that age, and the kernel keeps it."""
+    oldest = time.time() - minimum_age_seconds
+    for parent in parents:
+        for folder in parent.glob(f"{FOLDERS}*"):
+            with contextlib.suppress(OSError):
+                if folder.stat().st_ctime <= oldest:
+                    folder.rmdir()
+
+
+def sweep_scratch(parent: Path) -> None:
+    """Remove temporary folders of this user's workers whose process has gone, and with it its lock."""
+    from codetune.sandbox_zygote import remove_tree
+
+    for folder in parent.glob(f"{FOLDERS}*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                made = os.fstat(lock)
+                if made.st_uid == os.geteuid() and made.st_ctime <= time.time() - START_SECONDS:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    remove_tree(str(folder))
+            finally:
+                os.close(lock)
 
 
 @functools.cache
@@ -942,6 +996,15 @@ def choose_isolation(wanted: str | None = None) -> str:
     raise SandboxUnavailable(refusal(reasons))
 
 
+def command_from_setting() -> list[str] | None:
+    """The command that the environment names, as a shell would take it apart."""
+    text = os.environ.get(COMMAND_SETTING, "").strip()
+    try:
+        return shlex.split(text) or None
+    except ValueError as error:
+        raise ValueError(f"{COMMAND_SETTING} is {text!r}, which is no command: {error}") from error
+
+
 def refusal(reasons: dict[str, str]) -> str:
     """Why nothing is run, and what to do about it."""
     return "\n".join(
@@ -954,7 +1017,7 @@ def refusal(reasons: dict[str, str]) -> str:
             "  * install bubblewrap, which those systems let pass: `apt install bubblewrap`",
             "  * use Linux 5.13 or newer with Landlock (`lsm=landlock,...` on the kernel's command line)",
             "  * in a container: newer Docker and containerd let Landlock through",
-            "  * run programs elsewhere, in a container or on another machine: Sandbox(command=...)",
+            f"  * run programs elsewhere, in a container or on another machine: {COMMAND_SETTING}, or Sandbox(command=...)",
             f"  * accept the risk, in a machine that may be lost: isolation='none', or {SETTING}=none",
         ]
     )
@@ -1116,7 +1179,7 @@ def read_message(stream: Any) -> dict[str, Any] | None:
 def serve() -> NoReturn:
     """Answer jobs from standard input until it ends."""
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
-    with Sandbox(workers=1) as sandbox:
+    with Sandbox(cast(Isolation, choose_isolation()), workers=1) as sandbox:  # here, whatever command leads to here
         while True:
             facts = read_message(sys.stdin.buffer)
             if facts is None:
@@ -1151,7 +1214,8 @@ def main() -> None:
         if options.what == "serve":
             serve()
         print(report_isolation())
-        print(f"chosen: {choose_isolation()}")
+        command = command_from_setting()
+        print(f"chosen: {shlex.join(command)} ({COMMAND_SETTING})" if command else f"chosen: {choose_isolation()}")
     except SandboxUnavailable as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

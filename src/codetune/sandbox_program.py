@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import gc
 import io
 import json
 import os
@@ -137,6 +138,12 @@ def compile_source(source: bytes, name: str) -> types.CodeType:
         raise SyntaxError(f"{type(error).__name__}: {text_of(error)}") from None
 
 
+def collect_garbage_from_here() -> None:
+    """Switch the collector on, which the zygote's children begin without: it looks at nothing that was there before."""
+    gc.freeze()
+    gc.enable()
+
+
 def frame_depth() -> int:
     depth, frame = 0, sys._getframe()
     while frame is not None:
@@ -198,6 +205,7 @@ class Solution:
         except SyntaxError as error:
             self.channel.send(json.dumps(["syntax", text_of(error)]))
             os._exit(1)
+        collect_garbage_from_here()
         try:
             exec(code, self.module.__dict__)
         except BaseException as error:
@@ -598,46 +606,57 @@ for _word in "reversed abs neg pos invert".split():
     setattr(Handle, f"__{_word}__", lambda self, name=_word: self._ask("unary", name, self))
 
 
-class CountChecks(ast.NodeTransformer):
-    """Puts a count before every `assert`, every `if` that may raise, and every call of something named like an assertion."""
+CHECKING = ("assert", "raises")  # how a call's name begins that checks something; the second stands behind `with`
 
-    def _counted(self, node: ast.stmt) -> list[ast.stmt]:
-        self.generic_visit(node)
-        call = ast.Expr(ast.Call(ast.Name(CHECK, ast.Load()), [], []))
-        ast.copy_location(call, node)
-        ast.fix_missing_locations(call)
-        return [call, node]
 
-    def visit_Assert(self, node: ast.Assert) -> Any:
-        return self._counted(node)
+def count_checks(tree: ast.AST) -> None:
+    """Put a count before every `assert`, every `if` that may raise, and every call of something named like an assertion.
 
-    def visit_If(self, node: ast.If) -> Any:
-        if any(isinstance(line, ast.Raise) for line in (*node.body, *node.orelse)):
-            return self._counted(node)
-        return self.generic_visit(node)
+    Only statements are looked at, and they stand only in lists of statements: expressions are most of a tree.
+    """
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        statements = getattr(tree, field, None)
+        if not isinstance(statements, list):  # of a lambda and of `a if b else c` it is an expression
+            continue
+        counted = []
+        for statement in statements:
+            count_checks(statement)
+            if _checks(statement):
+                call = ast.Expr(ast.Call(ast.Name(CHECK, ast.Load()), [], []))
+                ast.copy_location(call, statement)
+                ast.fix_missing_locations(call)
+                counted.append(call)
+            counted.append(statement)
+        statements[:] = counted
 
-    def visit_Expr(self, node: ast.Expr) -> Any:
-        if isinstance(node.value, ast.Call):
-            function = node.value.func
-            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-            if name.lower().startswith("assert"):
-                return self._counted(node)
-        return self.generic_visit(node)
 
-    def visit_With(self, node: ast.With) -> Any:
-        for item in node.items:
-            function = getattr(item.context_expr, "func", None)
-            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-            if name.lower().startswith("assert") or name == "raises":
-                return self._counted(node)
-        return self.generic_visit(node)
+def _checks(statement: ast.AST) -> bool:
+    """Whether a statement checks something when it is come by."""
+    if isinstance(statement, ast.Assert):
+        return True
+    if isinstance(statement, ast.If):
+        return any(isinstance(line, ast.Raise) for line in (*statement.body, *statement.orelse))
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Call) and _called(statement.value).startswith(CHECKING[0])
+    if isinstance(statement, ast.With):
+        names = [_called(item.context_expr) for item in statement.items]
+        return any(name.startswith(CHECKING[0]) or name == CHECKING[1] for name in names)
+    return False
+
+
+def _called(call: ast.AST) -> str:
+    """The name of what is called, in lower case, without the object that it belongs to."""
+    function = getattr(call, "func", None)
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name.lower()
 
 
 def compile_tests(source: str) -> types.CodeType:
     """Tests that count the checks they come by. Raises SyntaxError as `compile_source` does."""
     try:
         tree = ast.parse(source, "tests.py")
-        return compile(CountChecks().visit(tree), "tests.py", "exec", dont_inherit=True)
+        count_checks(tree)
+        return compile(tree, "tests.py", "exec", dont_inherit=True)
     except SyntaxError:
         raise
     except (ValueError, RecursionError, MemoryError, OverflowError, UnicodeError) as error:
@@ -692,6 +711,7 @@ def run_tests(job: int, channel: int, report: int) -> NoReturn:
         judge.end("fail", "protocol", "the program sent something that is no answer")
     bind_names(judge, space, names_used(code), entry_point)
     random.seed(0)
+    collect_garbage_from_here()
     try:
         exec(code, space)
     except AssertionError as error:
@@ -772,6 +792,7 @@ def run_together(job: int, report: int) -> NoReturn:
         tests = compile_tests(source)
     except SyntaxError as error:
         finish("fail", "tests-syntax", f"the tests do not parse: {text_of(error)}")
+    collect_garbage_from_here()
     try:
         exec(program, space)
         entry_point = facts["entry_point"]
@@ -800,6 +821,7 @@ def run_script(job: int) -> NoReturn:
     module = new_module("__main__")
     module.__dict__["__file__"] = "solution.py"
     status = 0
+    collect_garbage_from_here()
     try:
         exec(compile_source(source, "solution.py"), module.__dict__)
     except SystemExit as ending:

@@ -24,11 +24,10 @@ import socket
 import stat
 import sys
 import time
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from codetune import sandbox_kernel as kernel
 from codetune import sandbox_program as program
-from codetune.sandbox_values import Decoder, Encoder
 
 # Fills the slots 0 to 5 of a child's descriptors, by role: standard input, output, error, job, then its channel and report.
 ROLES = {
@@ -39,11 +38,11 @@ ROLES = {
     "command": ("stdin", "stdout", "stderr", "job", "report"),
 }
 INNER_ID = 1000  # the program's user inside a jail; the tests' is the next one
-# Warm modules: what programs import most. They hold nothing of a program, and every child has its own copy.
+# Warm modules: what programs import most. They hold nothing of a program, and every child has its own copy. What is rare and
+# written in C (hashlib, unicodedata, ...) is left out: each such library makes every fork and every end of a child longer.
 WARM = (
-    "abc array bisect calendar cmath collections copy dataclasses datetime decimal enum fractions functools hashlib "
-    "heapq io itertools math numbers operator os queue random re statistics string struct textwrap threading time "
-    "traceback types typing unicodedata"
+    "abc array bisect calendar collections copy dataclasses datetime decimal enum fractions functools heapq io itertools "
+    "math numbers operator os random re statistics string struct textwrap threading time traceback types typing"
 )
 FIRST_TICK_SECONDS, TICK_SECONDS = 0.02, 0.025
 GRACE_SECONDS = 0.05
@@ -97,6 +96,7 @@ class Zygote:
         warm_up()
         gc.collect()
         gc.freeze()
+        gc.disable()  # for good in here, which makes no cycles; `sandbox_program` switches it on before untrusted code
 
     def build_root(self) -> None:
         """A root folder of its own: the system read-only, the interpreter, a few devices; no home and no secrets."""
@@ -180,14 +180,13 @@ class Zygote:
 
     def receive(self) -> tuple[dict[str, Any], list[int]]:
         descriptors = array.array("i")
-        data, ancillary, _, _ = self.control.recvmsg(65536, socket.CMSG_SPACE(8 * descriptors.itemsize))
+        space, flags = socket.CMSG_SPACE(8 * descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
+        data, ancillary, _, _ = self.control.recvmsg(65536, space, flags)
         if not data:
             os._exit(0)
         for _, kind, content in ancillary:
             if kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
-        for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)
         return json.loads(data), list(descriptors)
 
     def spawn(self, role: str, given: dict[str, int], limits: dict[str, Any]) -> int:
@@ -429,11 +428,44 @@ def place(path: str) -> None:
     kernel.bind_read_only(old, path)
 
 
+WARM_TIMES = 40  # the interpreter rewrites code for what it meets after some rounds; every child would do that anew
+WARM_PROGRAM = (
+    b"def repeat(value, times=2):\n    values = [value] * times\n    return (values, {'first': value}, {1.5, times}, None)\n"
+)
+WARM_TESTS = (
+    "def check(candidate):\n"
+    "    for value in ('a', 1, [True]):\n"
+    "        assert candidate(value)[0] == [value, value], 'no'\n"
+    "check(repeat)\n"
+)
+
+
+class Loop:
+    """Solution and tests in one process: what the tests send is answered at once. For trusted code alone."""
+
+    def __init__(self) -> None:
+        self.solution = program.Solution(cast(Any, self))
+        self.answer = ""
+
+    def send(self, text: str) -> None:
+        self.answer = self.solution.answer(json.loads(text))
+
+    def receive(self) -> Any:
+        return json.loads(self.answer)
+
+
 def warm_up() -> None:
-    """Do once, before the first fork, what every child would do first: compile, encode, decode."""
-    encoder = Encoder(lambda value: None)
-    Decoder(lambda form: None).decode(json.loads(encoder.text([1, "a", (2.5, {"b": {3}}), None])))
-    program.compile_tests("def check(candidate):\n    assert candidate(1) == 2, 'no'\n")
+    """Do before the first fork what every child does: compile, encode, decode, ask and answer."""
+    for _ in range(WARM_TIMES):
+        loop = Loop()
+        exec(program.compile_source(WARM_PROGRAM, "warm.py"), loop.solution.module.__dict__)  # noqa: S102  ours
+        judge = program.Judge(cast(Any, loop), -1)
+        space: dict[str, Any] = {program.CHECK: judge.count_check}
+        tests = program.compile_tests(WARM_TESTS)
+        program.bind_names(judge, space, program.names_used(tests), "repeat")
+        exec(tests, space)  # noqa: S102
+        assert (judge.checks, judge.calls) == (3, 3)
+    del sys.modules[program.MODULE]
 
 
 def run(role: str) -> NoReturn:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -432,6 +434,59 @@ def test_everything_ends_with_the_process_that_started_it(tmp_path: Path) -> Non
     assert alive == []
 
 
+@needs_isolation
+def test_what_killed_processes_left_is_swept_and_the_living_keep_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`namespaces` makes memory groups, `landlock` temporary folders: of a process that was killed, and of this one."""
+    places = sandbox_module.cgroup_places()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    script = tmp_path / "killed.py"
+    tiers = [tier for tier in ("namespaces", "landlock") if tier in WORKS]
+    script.write_text(
+        "import time\nfrom codetune.sandbox import Job, Sandbox\n"
+        f"boxes = [Sandbox(tier, workers=1) for tier in {tiers!r}]\n"
+        "print([box.run(Job('pass')).reason for box in boxes], flush=True)\ntime.sleep(3600)\n"
+    )
+    environment = own_environment() | {"TMPDIR": str(temporary)}
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None and "exit-0" in process.stdout.readline()
+
+    def left(pid: int) -> list[Path]:
+        parents = [*(places[0] if places else ()), temporary]
+        return [path for parent in parents for path in parent.glob(f"{sandbox_module.FOLDERS}{pid}-*")]
+
+    expected = ("landlock" in tiers) + (len(places[0]) if places and "namespaces" in tiers else 0)
+    assert len(left(process.pid)) == expected, "the control: they are there while it lives"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with contextlib.ExitStack() as stack:
+        boxes = [stack.enter_context(Sandbox(tier, workers=1)) for tier in tiers]
+        assert all(box.run(Job("pass")).reason == "exit-0" for box in boxes)
+        monkeypatch.setattr(sandbox_module, "START_SECONDS", 0.0)
+        deadline = time.monotonic() + 10
+        while left(process.pid) and time.monotonic() < deadline:
+            sandbox_module.sweep_groups(places[0] if places else [], 0.0)
+            sandbox_module.sweep_scratch(temporary)
+            time.sleep(0.1)
+        assert left(process.pid) == []
+        assert len(left(os.getpid())) >= expected
+        assert all(box.run(Job("pass")).reason == "exit-0" for box in boxes)
+
+
+@needs_isolation
+def test_programs_and_tests_find_the_garbage_collector_as_python_starts_it(box: Sandbox) -> None:
+    program = "import gc\ndef state(): return gc.isenabled(), gc.get_threshold()\nfirst = gc.isenabled()\n"
+    expected = f"(True, {gc.get_threshold()!r})"
+    tests = f"import gc\nassert gc.isenabled() and first\nassert state() == {expected}\n"
+    assert box.run(Job(program, tests, "state")).reason == "tests-completed"
+    assert box.run(Job(program, tests, "state", judge="same-process")).reason == "tests-completed"
+    assert box.run(Job(program + "print(state())")).stdout == f"{expected}\n"
+
+
 def all_command_lines() -> list[tuple[str, int, str]]:
     """(pids above, pid, name) of every process that is a worker."""
     parents = {}
@@ -562,6 +617,18 @@ def test_programs_can_run_elsewhere() -> None:
         sandbox.run(Job(RIGHT, TESTS, "add"))
 
 
+@needs_isolation
+def test_the_command_may_be_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(sandbox_module.__file__).parents[1]))
+    monkeypatch.setenv(sandbox_module.COMMAND_SETTING, f"'{sys.executable}' -m codetune.sandbox serve")
+    with Sandbox(workers=1) as elsewhere, Sandbox(WORKS[0], workers=1) as here:
+        assert elsewhere.run(Job(RIGHT, TESTS, "add")).isolation == f"command+{WORKS[0]}", "and not a command of its own"
+        assert here.tier == WORKS[0], "an isolation that is named is taken"
+    monkeypatch.setenv(sandbox_module.COMMAND_SETTING, "docker run 'open")
+    with pytest.raises(ValueError, match="which is no command: No closing quotation"):
+        Sandbox()
+
+
 def test_importing_needs_the_standard_library_only() -> None:
     folder = Path(sandbox_module.__file__).parent
     for path in folder.glob("sandbox*.py"):
@@ -588,7 +655,7 @@ def test_a_memory_group_bounds_the_whole_tree_and_goes_away() -> None:
     group.add(process.pid)
     process.communicate(b"")
     assert process.returncode == -signal.SIGKILL
-    assert group.kills() == 1
+    assert group.has_killed() and not group.has_killed(), "one end by the kernel is told once"
     group.remove()
     assert not any(folder.exists() for folder in folders)
 

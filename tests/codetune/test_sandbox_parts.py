@@ -284,6 +284,12 @@ def test_clean_up_removes_anything_and_follows_nothing(tmp_path: Path) -> None:
         ("class T:\n    def assertEqual(self, a, b): pass\nT().assertEqual(1, 1)\n", 1),
         ("from __future__ import annotations\nassert 1, 'one'\n", 1),
         ("x = 1\n", 0),
+        ("try:\n    1 / 0\nexcept ZeroDivisionError:\n    assert True\nfinally:\n    assert True\n", 2),
+        ("match 1:\n    case 1:\n        assert True\n", 1),
+        ("if 1 == 2:\n    pass\nelif 1 == 1:\n    assert True\nelse:\n    assert False\n", 1),
+        ("while True:\n    assert True\n    break\nelse:\n    assert False\n", 1),
+        ("from contextlib import nullcontext as raises\nwith raises(), raises():\n    pass\n", 1),
+        ("f = lambda: [x if x else 0 for x in (1, 2)]\nassert f()\n", 1),
     ],
 )
 def test_checks_that_are_reached_are_counted(tests: str, checks: int) -> None:
