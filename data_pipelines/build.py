@@ -48,6 +48,7 @@ from codetune.artifacts import (
 from codetune.lengths import LengthCounts, length_table
 from codetune.recipe import DECIDE_NO_ROW, DataSettings, Recipe, SourceSettings, load_recipe, recipe_from_dict
 from codetune.rope import check_positions
+from codetune.slurm import CLUSTER
 from codetune.tokens import Codec, open_codec
 from data_pipelines.conversations import fit_optional_shares, is_absent, located
 from data_pipelines.documents import Document, Drops, SourcePlan, plan_source
@@ -63,9 +64,10 @@ from data_pipelines.streams import SourceStream
 PLAN = "plan.pickle"
 SOURCES = "sources"  # texts, shards and footers made ready for reading
 FORMAT = 2  # of the rows; a change makes older rows another build
+CHAT_FORMAT = "2, samples exchanged"  # of those of a stage of conversations
 
 
-def build(recipe: Recipe, workers: int = 1) -> Path:
+def build(recipe: Recipe, workers: int = 1, cluster: Path = CLUSTER) -> Path:
     """Build the rows of a stage, or return at once when they are there.
 
     Raises:
@@ -84,7 +86,7 @@ def build(recipe: Recipe, workers: int = 1) -> Path:
         partial = _open_partial(target.with_name("rows.partial"), plan, codec)
         held_out = _collect_held_out_once(partial, plan, codec)
         with _progress(partial, plan):
-            _run_lanes(partial, plan, held_out, workers)
+            _run_lanes(partial, plan, held_out, workers, cluster)
         samples = held_out_samples(held_out, plan, codec)
         artifacts.write_held_out(partial / artifacts.HELD_OUT, samples, codec.vocabulary_size)
         _save_tokenizer(recipe, partial / "tokenizer")
@@ -172,7 +174,8 @@ def _lane_groups(recipe: Recipe) -> int:
 
 def _settings_fingerprint(recipe: Recipe, codec: Codec) -> str:
     """What the recipe and the tokenizer decide about the bytes of the rows."""
-    decides = [FORMAT, _deciding(recipe.to_dict()), recipe.seed, codec.fingerprint, _lane_groups(recipe)]
+    form = FORMAT if recipe.need_data().chat is None else CHAT_FORMAT
+    decides = [form, _deciding(recipe.to_dict()), recipe.seed, codec.fingerprint, _lane_groups(recipe)]
     return hash_json(decides)
 
 
@@ -313,7 +316,7 @@ def _long_held_out(plan: BuildPlan, codec: Codec) -> dict[str, tuple[Document, .
 # Lanes
 
 
-def _run_lanes(partial: Path, plan: BuildPlan, held_out: HeldOut, workers: int) -> None:
+def _run_lanes(partial: Path, plan: BuildPlan, held_out: HeldOut, workers: int, cluster: Path) -> None:
     """Build every unfinished lane, as tasks of the executor."""
     (partial / "work" / PLAN).write_bytes(pickle.dumps((plan, held_out)))
     workers = max(1, min(workers, plan.lanes))
@@ -324,6 +327,7 @@ def _run_lanes(partial: Path, plan: BuildPlan, held_out: HeldOut, workers: int) 
             plan.lanes,
             workers,
             partial / "work" / "logs",
+            cluster,
         )
 
 
@@ -395,7 +399,7 @@ def build_lane(partial: Path, plan: BuildPlan, held_out: HeldOut, lane: int) -> 
         packer = Concatenator(data.sequence_tokens, plan.group_rows)
     else:
         lane_seed = plan.recipe.seed * plan.lanes + lane
-        packer = GroupPacker(data.sequence_tokens, plan.group_rows, shares, lane_seed)
+        packer = GroupPacker(data.sequence_tokens, plan.group_rows, shares, lane_seed, exchanges=data.chat is not None)
     samples = mixed_stream(streams, shares, data.sequence_tokens, packer.room)
     writer = LaneWriter(partial / lane_file(lane), codec.vocabulary_size)
     counts = RowCounts(len(streams), data.sequence_tokens)
@@ -693,6 +697,7 @@ def main() -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="section.key=value", dest="overrides")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="lanes built at once on this machine")
+    parser.add_argument("--cluster", type=Path, default=CLUSTER, help="what is particular to a Slurm cluster")
     parser.add_argument("--explain", type=int, metavar="ROW", help="print the documents of a row and stop")
     arguments = parser.parse_args()
     from datasets import disable_progress_bars
@@ -703,7 +708,7 @@ def main() -> None:
         if arguments.explain is not None:
             print(explain_row(open_rows(recipe.rows_dir), arguments.explain))
         else:
-            build(recipe, arguments.workers)
+            build(recipe, arguments.workers, arguments.cluster)
     except KeyboardInterrupt:
         print("\ninterrupted; finished lanes are kept, run the same command again", file=sys.stderr)
         raise SystemExit(130) from None

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipelines.fim import Sample
 from data_pipelines.mixture import mixed_stream
-from data_pipelines.packing import Concatenator, GroupPacker, balanced_order, pack_best_fit
+from data_pipelines.packing import Concatenator, Exchange, GroupPacker, balanced_order, best_exchange, pack_best_fit
 
 
 def _samples(lengths: Iterator[int] | list[int]) -> Iterator[Sample]:
@@ -120,3 +120,48 @@ def test_every_source_stays_at_its_share_from_row_to_row() -> None:
             by_chance = max(by_chance, np.abs(strayed - strayed.sum() * np.array(shares)).max())
     assert worst <= row  # one longest sample
     assert by_chance > 2 * row  # which an order by chance does not keep
+
+
+def test_the_best_exchange_by_hand() -> None:
+    # 60 of a source that is 40 ahead go out, 20 + 30 of one that is 40 behind come in, 10 slots are lost: 40 + 5 - 60 = -15
+    # and -40 + 5 + 50 = 15. One alone would lose 30 or 40 slots, and may not.
+    halves, ahead = np.array([0.5, 0.5]), np.array([40.0, -40.0])
+    lengths, sources, rooms = np.array([60, 20, 30]), np.array([0, 1, 1]), np.array([0, -1, -1])
+    assert best_exchange(lengths, sources, rooms, ahead, halves, 10) == Exchange((1, 2), 0)
+    assert best_exchange(lengths, sources, rooms, ahead, halves, 9) is None
+    # what comes in is 10 longer: it needs a row with 10 free slots
+    longer = np.array([40, 20, 30])
+    assert best_exchange(longer, sources, np.array([9, -1, -1]), ahead, halves, 0) is None
+    assert best_exchange(longer, sources, np.array([10, -1, -1]), ahead, halves, 0) == Exchange((1, 2), 0)
+    assert best_exchange(lengths, sources, rooms, np.array([4.0, -4.0]), halves, 10) is None, "it would be further off"
+
+
+class _Counted:
+    """A source of samples of drawn lengths, each with a number of its own in `given`."""
+
+    def __init__(self, seed: int, low: int, high: int, given: list[Sample]) -> None:
+        self.lengths, self.given = _lengths(seed, low, high), given
+
+    def take(self, room: int) -> Sample:
+        self.given.append(Sample(np.zeros(min(next(self.lengths), room), np.int32), 0, str(len(self.given)), 0))
+        return self.given[-1]
+
+
+def test_exchanges_lose_nothing_and_bring_few_rows_to_their_shares() -> None:
+    """Many long samples of one source and few short ones of three others, as rehearsal is in the rows of conversations."""
+    shares, bounds = (0.92, 0.03, 0.015, 0.035), ((120, 520), (40, 70), (50, 60), (120, 380))
+    off = {}
+    for exchanges in (False, True):
+        given: list[Sample] = []
+        packer = GroupPacker(1024, 50, shares, exchanges=exchanges)
+        streams = [_Counted(seed, *bound, given) for seed, bound in enumerate(bounds)]
+        samples = mixed_stream(streams, shares, 1024, packer.room)
+        rows = [row for _ in range(4) for row in packer.next_group(samples)]
+        placed = [sample for row in rows for sample in row]
+        assert sorted(int(sample.document_id) for sample in (*placed, *packer.waiting)) == list(range(len(given)))
+        assert len(rows) == 200 and all(sum(map(len, row)) <= 1024 for row in rows)
+        tokens = np.zeros(4)
+        np.add.at(tokens, [sample.source for sample in placed], [len(sample) for sample in placed])
+        assert tokens.sum() > 0.985 * 200 * 1024
+        off[exchanges] = float(np.abs(tokens / tokens.sum() - shares).max())
+    assert off[True] < 0.0005 < off[False]
