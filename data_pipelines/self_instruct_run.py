@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Of all that decides the triplets, but for the models' weights, of which their completions' files keep a hash."""
-        settings = self.recipe.to_dict()["self_instruct"]
+        settings = {key: value for key, value in self.recipe.to_dict()["self_instruct"].items() if key != "executor"}
         for name in ASKED:
             settings[name]["engine"] = {k: v for k, v in settings[name]["engine"].items() if k not in MACHINE_KEYS}
         texts = {name: file.fingerprint for name, file in self.prompts.items()}
@@ -94,10 +95,19 @@ class Run:
             raise ValueError(f"{self.target}: exists and holds no triplets; move it away, or --set runs=FOLDER")
         if read_json(self.target / MANIFEST)["fingerprint"] != self.fingerprint:
             raise ValueError(
-                f"{self.target}: holds the triplets of other settings, prompts or topics; delete the folder and that of the "
-                f"work beside it ({self.work.name}) to make them anew, or give this run another name (--set name=...)"
+                f"{self.target}: holds the triplets of other settings, prompts or topics; delete the folder to make them "
+                "anew, or give this run another name (--set name=...)"
             )
         return True
+
+    def is_concluded(self) -> bool:
+        """Whether the finished folder is there, of whichever settings; from then on what was found is read in it."""
+        return (self.target / MANIFEST).is_file()
+
+    def clear_work(self) -> None:
+        """Remove the working folder, of whose content the finished one has all that counts."""
+        if self.work.is_dir():
+            shutil.rmtree(self.work)
 
     @property
     def seconds(self) -> dict[str, float]:

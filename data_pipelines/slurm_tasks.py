@@ -17,7 +17,10 @@ class SlurmTasks(SlurmPipelineExecutor):
     """Says nothing of a partition that was not given, and needs neither PATH nor scontrol in a job."""
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
-        return {key: value for key, value in super().get_sbatch_args(max_array).items() if value or key == "requeue"}
+        args = super().get_sbatch_args(max_array)
+        return {
+            key: value for key, value in args.items() if value is not None and (value or key not in ("partition", "qos"))
+        }
 
     def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
         """The script, its last line replaced: it would start a console script that may not be there."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from codetune.artifacts import MANIFEST, read_json
 
-TRIPLETS, RECORDS = "triplets.jsonl", "records.jsonl"
+TRIPLETS, RECORDS, QUESTIONS = "triplets.jsonl", "records.jsonl", "questions.json"
 
 
 @dataclass(frozen=True)

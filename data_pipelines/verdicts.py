@@ -6,6 +6,7 @@ process than the function they test; both are untrusted and isolated.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -15,12 +16,14 @@ from codetune.sandbox import (
     ExecutionResult,
     Job,
     Limits,
+    Sandbox,
     Verdict,
     run_programs,
 )
 from data_pipelines.questions import Question, read_questions
 from data_pipelines.self_instruct_run import Records, Run, batches, draw
 from data_pipelines.suites import Refused, Suite, find_block, parse_suite, parsed, stubs, without_fence
+from data_pipelines.triplets import RECORDS
 
 STUB_SECONDS = 2.0
 BATCH_QUESTIONS = 64  # whose programs run before their records are written
@@ -30,17 +33,19 @@ def limits_of(settings: SelfInstructSettings, wall_seconds: float | None = None)
     return Limits(wall_seconds=wall_seconds or settings.wall_seconds, memory_bytes=settings.memory_mib * 2**20)
 
 
-def vet_suites(run: Run, lanes: Iterable[int] | None = None) -> None:
+def vet_suites(run: Run, lanes: Iterable[int] | None = None, sandbox: Sandbox | None = None) -> None:
     """For each question the first answer whose tests are usable, and why the ones before it were not."""
     for lane in range(run.settings.lanes) if lanes is None else lanes:
         records = Records(run.lane_file("suites", lane))
         left = [question for question in read_questions(run, lane) if question.id not in records.found]
         answers = run.answers("tests", lane) if left else {}
         for batch in batches(left, BATCH_QUESTIONS):
-            records.add(vet_batch(run, batch, answers))
+            records.add(vet_batch(run, batch, answers, sandbox))
 
 
-def vet_batch(run: Run, questions: Sequence[Question], answers: dict[str, list[Completion]]) -> list[dict[str, Any]]:
+def vet_batch(
+    run: Run, questions: Sequence[Question], answers: dict[str, list[Completion]], sandbox: Sandbox | None
+) -> list[dict[str, Any]]:
     """Records of some questions: answers are read one after the other, and those that can be are tried on stubs."""
     records = {
         question.id: {"id": question.id, "suite": None, "sample": None, "parsed": False, "refused": [], "stubs": 0}
@@ -69,7 +74,7 @@ def vet_batch(run: Run, questions: Sequence[Question], answers: dict[str, list[C
                     continue
                 records[name]["parsed"] = True
                 candidates[name] = suite
-        for name, (refused, count) in try_stubs(candidates, run.settings).items():
+        for name, (refused, count) in try_stubs(candidates, run.settings, sandbox).items():
             records[name]["stubs"] += count
             if refused is not None:
                 records[name]["refused"].append(_refusal(records[name]["sample"], refused))
@@ -89,7 +94,9 @@ def _refusal(sample: int | None, refused: Refused) -> dict[str, Any]:
     return {"sample": sample, "reason": refused.reason, "detail": refused.detail}
 
 
-def try_stubs(suites: dict[str, Suite], settings: SelfInstructSettings) -> dict[str, tuple[Refused | None, int]]:
+def try_stubs(
+    suites: dict[str, Suite], settings: SelfInstructSettings, sandbox: Sandbox | None = None
+) -> dict[str, tuple[Refused | None, int]]:
     """Whether a stub passes, by question, and how many were run; the empty function goes first, for tests that never end."""
     found: dict[str, tuple[Refused | None, int]] = {}
     limits = limits_of(settings, STUB_SECONDS)
@@ -100,7 +107,7 @@ def try_stubs(suites: dict[str, Suite], settings: SelfInstructSettings) -> dict[
             Job(every[name][place].program, suites[name].text, suites[name].entry_point, limits=limits)
             for name, place in chosen
         ]
-        for (name, place), result in zip(chosen, run_programs(jobs), strict=True):
+        for (name, place), result in zip(chosen, run_programs(jobs, sandbox=sandbox), strict=True):
             refused, count = found.get(name, (None, 0))
             found[name] = (refused or _judge_stub(every[name][place].name, result), count + 1)
 
@@ -124,14 +131,21 @@ def _judge_stub(name: str, result: ExecutionResult) -> Refused | None:
 
 
 def read_suites(run: Run, lane: int) -> dict[str, Suite | None]:
-    """The usable tests of a lane's questions."""
-    records = Records(run.lane_file("suites", lane)).found
+    """The usable tests of a lane's questions, from the working folder or the finished one."""
+    records = finished_suites(run, lane) if run.is_concluded() else Records(run.lane_file("suites", lane)).found
     missing = [question.id for question in read_questions(run, lane) if question.id not in records]
     if missing:
         raise ValueError(
             f"{run.lane_file('suites', lane)}: {len(missing)} questions are missing; do the pass `suites` first"
         )
     return {name: suite_of(record["suite"]) for name, record in records.items()}
+
+
+def finished_suites(run: Run, lane: int) -> dict[str, dict[str, Any]]:
+    """The records of a lane's suites, out of those of all questions."""
+    with (run.target / RECORDS).open(encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return {record["id"]: record["suite"] for record in records if record["lane"] == lane}
 
 
 def suite_of(facts: dict[str, Any] | None) -> Suite | None:
@@ -162,7 +176,7 @@ def parse_solution(text: str, entry_point: str, *, stopped: bool) -> str | Refus
     return source
 
 
-def judge_solutions(run: Run, lanes: Iterable[int] | None = None) -> None:
+def judge_solutions(run: Run, lanes: Iterable[int] | None = None, sandbox: Sandbox | None = None) -> None:
     """Run every solution against all tests of its question."""
     for lane in range(run.settings.lanes) if lanes is None else lanes:
         records = Records(run.lane_file("verdicts", lane))
@@ -171,11 +185,15 @@ def judge_solutions(run: Run, lanes: Iterable[int] | None = None) -> None:
         left = [question for question in questions if question.id not in records.found]
         answers = run.answers("solutions", lane) if left else {}
         for batch in batches(left, BATCH_QUESTIONS):
-            records.add(judge_batch(run, batch, answers, suites))
+            records.add(judge_batch(run, batch, answers, suites, sandbox))
 
 
 def judge_batch(
-    run: Run, questions: Sequence[Question], answers: dict[str, list[Completion]], suites: dict[str, Suite | None]
+    run: Run,
+    questions: Sequence[Question],
+    answers: dict[str, list[Completion]],
+    suites: dict[str, Suite | None],
+    sandbox: Sandbox | None,
 ) -> list[dict[str, Any]]:
     """Records of some questions: the verdict of each of their solutions."""
     open_text, limits = run.prompts["solutions"].open_text, limits_of(run.settings)
@@ -194,7 +212,7 @@ def judge_batch(
             verdicts.append({"sample": answer.sample})
             jobs.append(Job(source, suite.text, suite.entry_point, limits=limits))
             places.append(verdicts[-1])
-    for place, result in zip(places, run_programs(jobs), strict=True):
+    for place, result in zip(places, run_programs(jobs, sandbox=sandbox), strict=True):
         place |= verdict_facts(result)
     return list(records.values())
 

@@ -439,6 +439,7 @@ class SelfInstructSettings:
     shown_questions: int = _number(10, low=0)  # examples in a prompt
     difficulties: tuple[str, ...] = ("easy", "medium")
     lanes: int = _number(1, low=1)  # independent parts of every pass; the number of workers changes nothing
+    executor: Literal["local", "slurm", "ray"] = "local"  # where lanes run; changes nothing either
     max_questions: int | None = _number(None, low=1)  # of the unique ones, the first so many; none: all
     near_duplicates: float | None = _number(None, above=0.0, high=1.0)  # share of common word triples; none: exact ones only
     benchmarks: tuple[str, ...] = ("humaneval", "mbpp")  # kept out (`codetune.problems`)

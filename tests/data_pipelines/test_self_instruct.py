@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
+from codetune import sandbox
 from codetune.artifacts import read_json
 from codetune.completions import Completion, Request, Sampling
 from codetune.engines import Engine, Groups
@@ -283,12 +283,29 @@ def test_a_finished_run_is_not_done_again_and_another_is_refused(
 ) -> None:
     folder = self_instruct(recipe)
     script.clear()
+    work = open_run(recipe).work
+    assert not work.exists(), "the finished folder has all of it"
+    (work / "tests").mkdir(parents=True)  # a session that was killed between its last two steps
     assert self_instruct(recipe) == folder
-    assert not script
+    assert not script and not work.exists()
     (tmp_path / "tests.txt").write_text("=== user\nOther words: %%%question%%%", encoding="utf-8")
     with pytest.raises(ValueError, match="triplets of other settings, prompts or topics"):
         self_instruct(recipe)
-    shutil.rmtree(folder)
+
+
+def test_without_isolation_no_model_is_asked(recipe: Recipe, script: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "probe", lambda tier: f"{tier} is forbidden here")
+    monkeypatch.setattr(sandbox, "_shared", None)
+    monkeypatch.delenv(sandbox.SETTING, raising=False)
+    with pytest.raises(sandbox.SandboxUnavailable, match="no isolation works here"):
+        self_instruct(recipe)
+    assert not script and not recipe.run_dir.exists()
+
+
+@needs_isolation
+def test_unfinished_work_of_other_settings_is_refused(recipe: Recipe, tmp_path: Path, script: Counter[str]) -> None:
+    module.do_pass(open_run(recipe), "questions", None)
+    (tmp_path / "tests.txt").write_text("=== user\nOther words: %%%question%%%", encoding="utf-8")
     with pytest.raises(ValueError, match="unfinished work of other settings"):
         self_instruct(recipe)
 
