@@ -20,6 +20,7 @@ from codetune.sandbox import Job
 from codetune.sandbox_languages import JARS, LANGUAGES, find_language
 from eval.tasks import Asker, Cut, Grade, Question, Reason, Run, Task, TaskRefused
 
+CSHARP = "using System;\nusing System.Diagnostics;\nclass Problem {\n    public static long F(long x) {\n"
 # A function, its test and ways to get it wrong, in the form of MultiPL-E's records: the tests bring the last brace.
 PROBES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "cpp": (
@@ -50,6 +51,60 @@ PROBES: dict[str, tuple[str, tuple[str, ...], str]] = {
         "f() {\n    echo $(($1 + 1))",
         ("f() {\n    echo $1", "f() {\n    echo $((", 'f() {\n    kill -9 $$; echo "$1"'),
         '}\n\ncandidate() {\n    f "$@"\n}\n\nset -e\nrun_test() {\n    [[ $(candidate "1") = "2" ]]\n}\n\nrun_test',
+    ),
+    "php": (
+        "<?php\nfunction f($x) {\n    return $x + 1;\n}",
+        (
+            "<?php\nfunction f($x) {\n    return $x;\n}",
+            "<?php\nfunction f($x) {\n    return (;\n}",
+            "<?php\nfunction f($x) {\n    exit(0);\n}",
+            "<?php\nfunction f($x) {\n    return $x;\n}\n?>",  # what follows is text then, and is printed
+        ),
+        "function candidate(...$args) {\n    return f(...$args);\n}\n\nfunction test(): void {\n"
+        '    if (candidate(1) !== 2) { throw new Exception("Test failed!"); }\n}\n\ntest();',
+    ),
+    "typescript": (
+        "function f(x: number): number {\n  return x + 1;\n}",
+        (
+            "function f(x: number): number {\n  return x;\n}",
+            "function f(x: number): number {\n  return 'x';\n}",  # an error of types
+            "function f(x: number): number {\n  require('node:process').exit(0);\n}",
+        ),
+        "declare var require: any;\nconst assert = require('node:assert');\n\nfunction test() {\n  let candidate = f;\n"
+        "  assert.deepEqual(candidate(1),2);\n}\n\ntest();",
+    ),
+    "csharp": (
+        f"{CSHARP}        return x + 1;\n",
+        (
+            f"{CSHARP}        return x;\n",
+            f"{CSHARP}        return y;\n",
+            f"{CSHARP}        Environment.Exit(0); return x;\n",
+        ),
+        "    }\n    public static void Main(string[] args) {\n    Debug.Assert(F((1L)) == (2L));\n    }\n\n}\n",
+    ),
+    "go": (
+        'package f_test\n\nimport (\n    "testing"\n    "fmt"\n    "os"\n)\n\nfunc f(x int) int {\n'
+        "    if x < 0 { os.Exit(3) }\n    return x + 1\n}\n",
+        (
+            'package f_test\n\nimport (\n    "testing"\n    "fmt"\n)\n\nfunc f(x int) int {\n    return x\n}\n',
+            'package f_test\n\nimport (\n    "testing"\n    "fmt"\n)\n\nfunc f(x int) int {\n    return y\n}\n',
+            'package f_test\n\nimport (\n    "testing"\n    "fmt"\n    "os"\n)\n\nfunc f(x int) int {\n    os.Exit(0)\n'
+            "    return x\n}\n",
+        ),
+        "func TestF(t *testing.T) {\n  candidate := f\n\ttype test struct {\n\t\tactual   interface{}\n"
+        "\t\texpected interface{}\n\t}\n   tests := []test{\n     { actual: candidate(1), expected: 2 },\n   }\n\n"
+        '\tfor i, tc := range tests {\n\t\tt.Run(fmt.Sprintf("test num % d", i), func(t *testing.T) {\n'
+        '\t\t\tif fmt.Sprintf("%v", tc.actual) != fmt.Sprintf("%v", tc.expected) {\n'
+        "\t\t\t\tt.Errorf(\"expected '%s', got '%s'\", tc.expected, tc.actual)\n\t\t\t}\n\t\t})\n\t}\n}\n",
+    ),
+    "rust": (
+        "fn f(x: isize) -> isize {\n    x + 1",
+        (
+            "fn f(x: isize) -> isize {\n    x",
+            "fn f(x: isize) -> isize {\n    y",
+            "fn f(x: isize) -> isize {\n    std::process::exit(0)",
+        ),
+        "}\n\nfn main() {\n    let candidate = f;\n    assert_eq!(candidate(1), 2);\n}\n",
     ),
 }
 BASH_TOOLS = ("bc", "awk", "rev", "sed", "tr")  # right answers call them; four of 158 recorded ones were lost without bc

@@ -59,7 +59,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 from codetune import sandbox_kernel as kernel
-from codetune.sandbox_languages import find_language, toolchain
+from codetune.sandbox_languages import PROGRAM_PATH, find_language, toolchain
 
 Judge = Literal["separate", "same-process"]
 Isolation = Literal["auto", "namespaces", "bubblewrap", "landlock", "none"]
@@ -461,7 +461,7 @@ class Worker:
             "in_cgroup": self.cgroup is not None,
             "commands": self.tier == "bubblewrap",
         }
-        environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+        environment = {"PATH": PROGRAM_PATH, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
         self.process = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
@@ -773,10 +773,10 @@ def system_paths() -> list[str]:
     """The system without anybody's home and secrets: programs and libraries, the interpreter, installed packages."""
     system = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32"]
     loader = ["/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime"]
-    java = sorted(str(path) for path in Path("/etc").glob("java*") if path.is_dir())
+    runtimes = sorted(str(path) for name in ("java*", "mono") for path in Path("/etc").glob(name) if path.is_dir())
     base = sys.base_prefix
     interpreter = [os.path.join(base, name) for name in ("bin", "lib", "lib64")] if not base.startswith("/usr") else []
-    found = [path for path in (*system, *loader, *java, *interpreter, *package_paths()) if os.path.lexists(path)]
+    found = [path for path in (*system, *loader, *runtimes, *interpreter, *package_paths()) if os.path.lexists(path)]
     inside = [path for path in found if not any(path.startswith(f"{other}/") for other in found if other != path)]
     return list(dict.fromkeys(inside))
 

@@ -3,7 +3,8 @@
 In: a name. Out: file names, the compile and the run step, and where the mark goes that says "the tests ran to their
 end". The trade: tests of these languages run in the program's own process (that is how MultiPL-E's are written), so a
 determined program can forge a pass; the mark, new for every run, is what exit codes and ordinary printing cannot fake.
-What it does not do: install toolchains. Which version ran is in every result.
+What it does not do: install toolchains. Which version ran is in every result. A tool counts as installed where programs in
+the sandbox find it, which is not everywhere that your shell does: a compiler in somebody's home is not seen there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+PROGRAM_PATH = "/usr/local/bin:/usr/bin:/bin"  # where programs in the sandbox look for others
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Language:
     ]  # (source with its tests, mark) -> source that prints the mark when the tests are through
     compile: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    install: str = ""  # what to install, as docs/evaluation.md has it
 
     @property
     def tools(self) -> tuple[str, ...]:
@@ -55,6 +59,32 @@ def _inside_the_last(statement: str, braces: int) -> Callable[[str, str], str]:
     return insert
 
 
+# Mono's Debug.Assert writes a line and goes on, and the exit code stays 0: the listener below ends the program instead.
+CSHARP_LISTENER = """
+class CodetuneListener : System.Diagnostics.DefaultTraceListener {
+    public override void Fail(string message) { Fail(message, ""); }
+    public override void Fail(string message, string detail) {
+        System.Console.Error.WriteLine("assertion failed: " + message);
+        System.Environment.Exit(1);
+    }
+}
+"""
+CSHARP_LISTEN = """
+System.Diagnostics.Debug.Listeners.Clear();
+System.Diagnostics.Debug.Listeners.Add(new CodetuneListener());
+"""
+
+
+def _csharp(source: str, mark: str) -> str:
+    """Asserts that end the program, and the mark behind the last of them, at the end of `Main`."""
+    start = source.rfind("static void Main(")
+    brace = source.find("{", start)
+    if start < 0 or brace < 0:
+        return source  # without its tests it ends without the mark
+    listening = source[: brace + 1] + CSHARP_LISTEN + source[brace + 1 :]
+    return _inside_the_last('System.Console.WriteLine("\\n{mark}");', 2)(listening, mark) + CSHARP_LISTENER
+
+
 LANGUAGES = {
     row.name: row
     for row in (
@@ -65,6 +95,7 @@ LANGUAGES = {
             ("g++", "--version"),
             _inside_the_last('__builtin_puts("\\n{mark}");', 1),
             compile=("g++", "-std=c++17", "-O1", "-o", "program", "program.cpp"),
+            install="Debian: apt install g++",
         ),
         Language(
             "javascript",
@@ -72,6 +103,7 @@ LANGUAGES = {
             ("node", "--max-old-space-size=256", "program.js"),
             ("node", "--version"),
             _at_the_end('process.stdout.write("\\n{mark}\\n");'),
+            install="Debian: apt install nodejs",
         ),
         Language(
             "java",
@@ -80,6 +112,7 @@ LANGUAGES = {
             ("javac", "-version"),
             _inside_the_last('System.out.println("\\n{mark}");', 2),
             compile=("javac", "-J-Xmx256m", "-J-XX:+UseSerialGC", "-encoding", "UTF8", "Problem.java"),
+            install="Debian: apt install default-jdk-headless",
         ),
         Language(
             "bash",
@@ -87,6 +120,53 @@ LANGUAGES = {
             ("bash", "program.sh"),
             ("bash", "--version"),
             _at_the_end("printf '\\n%s\\n' {mark}"),
+            install="Debian: apt install bash bc gawk bsdmainutils",
+        ),
+        Language(
+            "php",
+            "program.php",
+            ("php", "-n", "-d", "memory_limit=256M", "program.php"),  # -n: no settings of the machine
+            ("php", "--version"),
+            _at_the_end('fwrite(STDOUT, "\\n{mark}\\n");'),
+            install="Debian: apt install php-cli",
+        ),
+        Language(
+            "typescript",
+            "program.ts",
+            ("node", "--max-old-space-size=256", "program.js"),
+            ("tsc", "--version"),
+            # `process` has no type here, since no package of Node's types is read.
+            _at_the_end('(globalThis as any).process.stdout.write("\\n{mark}\\n");'),
+            compile=("tsc", "--target", "esnext", "--newLine", "lf", "program.ts"),  # errors of types are errors
+            install="npm install -g typescript, with Node",
+        ),
+        Language(
+            "csharp",
+            "program.cs",
+            ("mono", "program.exe"),
+            ("mcs", "--version"),
+            _csharp,
+            compile=("mcs", "-d:DEBUG", "-r:System.Numerics.dll", "-out:program.exe", "program.cs"),
+            install="Debian: apt install mono-mcs mono-runtime libmono-system-numerics4.0-cil",
+        ),
+        Language(
+            "go",
+            "program_test.go",  # a file by another name has no tests for Go, and passes
+            ("./program",),
+            ("go", "version"),
+            _inside_the_last('fmt.Println("\\n{mark}")', 1),  # the tests print by fmt, so it is imported
+            compile=("go", "test", "-c", "-p", "1", "-o", "program", "program_test.go"),
+            environment={"GO111MODULE": "off", "GOFLAGS": "", "GOMAXPROCS": "2", "GOTOOLCHAIN": "local"},
+            install="Debian: apt install golang-go",
+        ),
+        Language(
+            "rust",
+            "program.rs",
+            ("./program",),
+            ("rustc", "--version"),
+            _inside_the_last('println!("\\n{mark}");', 1),
+            compile=("rustc", "-o", "program", "program.rs"),
+            install="Debian: apt install rustc",
         ),
     )
 }
@@ -117,8 +197,11 @@ def find_language(name: str) -> Language:
         raise ValueError(f"no runner for the language `{name}`; there are python, {', '.join(LANGUAGES)}")
     language = LANGUAGES[name]
     for tool in language.tools:
-        if shutil.which(tool) is None:
-            raise ValueError(f"programs in {name} need `{tool}`, which is not installed here; install it, or leave them out")
+        if shutil.which(tool, path=PROGRAM_PATH) is None:
+            raise ValueError(
+                f"programs in {name} need `{tool}`, which is not installed here, in {PROGRAM_PATH}; install it "
+                f"({language.install}), or leave them out"
+            )
     return with_jars(language) if name == "java" and jars() else language
 
 
@@ -126,6 +209,9 @@ def find_language(name: str) -> Language:
 def toolchain(name: str) -> str:
     """What the compiler or interpreter says of its version."""
     command = find_language(name).version
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, stdin=subprocess.DEVNULL)
+    environment = {**os.environ, "PATH": PROGRAM_PATH}  # the one that programs meet, not the shell's
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, errors="replace", timeout=60, stdin=subprocess.DEVNULL
+    )
     lines = (done.stdout or done.stderr).strip().splitlines()
     return lines[0] if lines else f"{command[0]}: no version"

@@ -49,7 +49,7 @@ from codetune.sandbox import (
     run_programs,
     suspected,
 )
-from codetune.sandbox_languages import LANGUAGES
+from codetune.sandbox_languages import LANGUAGES, PROGRAM_PATH
 
 WORKS = [tier for tier in STRONGEST_FIRST if sys.platform == "linux" and probe(tier) is None]
 needs_isolation = pytest.mark.skipif(not WORKS, reason="no isolation works here: python -m codetune.sandbox check says why")
@@ -694,7 +694,7 @@ SOURCES = {
 @needs_processes
 @pytest.mark.parametrize("language", sorted(SOURCES))
 def test_other_languages(language: str, box: Sandbox) -> None:
-    missing = [tool for tool in LANGUAGES[language].tools if shutil.which(tool) is None]
+    missing = [tool for tool in LANGUAGES[language].tools if shutil.which(tool, path=PROGRAM_PATH) is None]
     if missing:
         pytest.skip(f"{missing[0]} is not installed")
     program, tests, wrong, early = SOURCES[language]
@@ -729,7 +729,7 @@ def test_a_language_without_a_runner_or_tools_is_refused(monkeypatch: pytest.Mon
         Job("", language="cobol")
     with pytest.raises(ValueError, match="judge='same-process'"):
         Job("", "x", language="bash")
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name, path: None)
     with pytest.raises(ValueError, match="`g\\+\\+`, which is not installed"):
         Job("", language="cpp")
 
