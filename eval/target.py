@@ -53,6 +53,8 @@ class Target:
     def facts(self) -> dict[str, Any]:
         """For the results, without opening anything."""
         facts: dict[str, Any] = {"name": self.name, "revision": self.settings.revision, "kind": self.settings.kind}
+        if self.settings.rope_base is not None:
+            facts["rope_base"] = self.settings.rope_base
         if self.folder is None:
             return facts
         facts["hash"] = model_hash(self.folder)

