@@ -261,7 +261,8 @@ def check_references(
         graded = [grade for _, grade in in_threads(work, floors, sandbox, task)]
         if any(isinstance(grade, SandboxError) for grade in graded):
             raise TaskRefused("the sandbox failed on answers without content, so their score is not known; run again")
-        facts["floor"] = {"passed": sum(bool(getattr(grade, "passed", False)) for grade in graded), "of": len(floors)}
+        passed = sum(bool(getattr(grade, "passed", False)) for grade in graded)
+        facts["floor"] = {"name": task.floor_name, "passed": passed, "of": len(floors)}
     facts["seconds"] = round(time.monotonic() - start, 2)
     with contextlib.suppress(ValueError):
         known = read_json(path) if path.is_file() else {}

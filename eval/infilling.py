@@ -12,10 +12,12 @@ is refused.
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from codetune.problems import DocstringProblem, InfillProblem
+from codetune.problems import DocstringProblem, InfillProblem, LineProblem
 from codetune.sandbox import Job
 from eval.functions import before_function
 from eval.tasks import Asker, Cut, Grade, Question, Reason, Run, Task, TaskRefused
@@ -151,14 +153,48 @@ def clean_docstring(text: str) -> str:
     return text.removeprefix('r"""').strip('" ')
 
 
+def length_bin(problem: LineProblem) -> int:
+    """Example: contexts of 4,096 to 8,191 characters -> 12"""
+    return max(len(problem.context), 1).bit_length() - 1
+
+
+def balanced(problems: Sequence[LineProblem], total: int, seed: int) -> list[LineProblem]:
+    """So many problems, as many from each bin of lengths as can be: small bins give all that they have, in the file's order.
+
+    Example: bins of 2, 10 and 100 problems, 30 wanted -> 2, 10 and 18
+    """
+    bins: dict[int, list[LineProblem]] = {}
+    for problem in problems:
+        bins.setdefault(length_bin(problem), []).append(problem)
+    taken: set[str] = set()
+    left = total
+    for place, name in enumerate(sorted(bins, key=lambda name: (len(bins[name]), name))):
+        share = left // (len(bins) - place)  # of what is left, for this bin and those behind it, which have as many or more
+        found = bins[name]
+        chosen = found if len(found) <= share else random.Random(f"{seed} {name}").sample(found, share)
+        taken |= {one.id for one in chosen}
+        left -= len(chosen)
+    return [problem for problem in problems if problem.id in taken]
+
+
 class Lines(Task):
     """The line that follows a long context (LCC; Table 7): exact match, BLEU and edit similarity.
 
     `lengths: [4000]` keeps so many tokens right before the line, as for models without long-context training; none keeps
-    all.
+    all. `balanced: 548` takes so many problems, spread over lengths of context as evenly as there are problems (the paper's
+    LCC-balanced, whose recipe is not printed): bins are doublings of the context's characters.
     """
 
     program = False
+
+    def select(self, problems: list[Any]) -> list[Any]:
+        if self.settings.balanced is not None and not self.settings.ids:
+            problems = balanced(problems, self.settings.balanced, self.settings.seed)
+        return super().select(problems)
+
+    def notes(self) -> dict[str, Any]:
+        lengths = Counter(length_bin(problem) for problem in self.problems)
+        return {"problems by characters of context, from": {str(2**one): lengths[one] for one in sorted(lengths)}}
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)

@@ -193,7 +193,13 @@ def fillers(codec: Codec, rows: Path | None, data: Path | None) -> list[str]:
             pass
         else:
             found = [text for one in loaded.problems if isinstance(one, ContestProblem) for text in one.solutions]
-            return [text for text in found if "my_function" not in text and codec.represents(text)]
+            usable = [text for text in found if "my_function" not in text and codec.represents(text)]
+            if usable:
+                return usable
+            if rows is None:
+                raise TaskRefused(
+                    f"{loaded.source} has no solutions in Python to stand around the key; name rows, or get others"
+                )
     samples, _ = held_out_samples(rows, codec)
     plain = [sample for sample in samples if sample.layout == "plain"]
     sources = [sample.source for sample in plain]

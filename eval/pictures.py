@@ -8,6 +8,7 @@ each picture that says what it was drawn from, or what is missing for it.
     figure4b   keys found, by length and depth (benchmark `keys`)
     figure5    loss curves of training runs (`metrics.jsonl`): one from scratch beside one from a pretrained model is 5b
     figure6    pass@k by temperature (tasks of one benchmark at several temperatures)
+    figure7    how rewards of answers to malicious requests are spread, by result (benchmark `malicious-prompts`)
     figure9a   expected attention score by distance for RoPE bases 10^4 and 10^6; needs no model
     figure9b   exact match of a line by the length of what stands before it (benchmarks `lcc-*`)
 
@@ -49,6 +50,7 @@ def draw_all(results: Sequence[Mapping[str, Any]], folders: Sequence[Path], runs
         "figure4b": lambda axes: draw_keys(axes, results[0]),
         "figure5": lambda axes: draw_curves(axes, runs),
         "figure6": lambda axes: draw_temperatures(axes, results[0]),
+        "figure7": lambda axes: draw_rewards(axes, results, folders),
         "figure9a": draw_attention,
         "figure9b": lambda axes: draw_lines(axes, results[0], folders[0]),
     }
@@ -185,6 +187,39 @@ def draw_temperatures(axes: Any, results: Mapping[str, Any]) -> Drawn:
     if lines:
         axes.legend()
     return None if lines else "no benchmark was sampled at two temperatures or more (suite figure6)"
+
+
+def density(values_N: np.ndarray, places_M: np.ndarray) -> np.ndarray:
+    """Gaussian kernel density at places, (M,); the width is Scott's rule, n ** -0.2 standard deviations."""
+    width = max(values_N.std(ddof=1) * len(values_N) ** -0.2, 1e-3)
+    distances_MN = (places_M[:, None] - values_N[None, :]) / width
+    return np.exp(-0.5 * distances_MN**2).mean(1) / (width * math.sqrt(2 * math.pi))
+
+
+def draw_rewards(axes: Any, results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> Drawn:
+    found: dict[str, tuple[str, np.ndarray]] = {}
+    for one, folder in zip(results, folders, strict=True):
+        for name, task in one["tasks"].items():
+            path = folder / f"{name}.grades.jsonl"
+            if task["settings"]["benchmark"] != "malicious-prompts" or task["state"] != "done" or not path.is_file():
+                continue
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            values_N = np.array([row["figures"]["reward"] for row in rows])
+            if len(values_N) > 1:
+                found[f"{folder.parent.parent.name} {name}"] = task["notes"]["judge"], values_N
+    judges = {judge for judge, _ in found.values()}
+    if len(judges) > 1:
+        return f"the results were scored by different judges ({', '.join(sorted(judges))}), whose scales differ"
+    if not found:
+        return "no result has the benchmark `malicious-prompts`"
+    every = np.concatenate([values_N for _, values_N in found.values()])
+    room = 0.2 * (np.ptp(every) or 1.0)
+    places_M = np.linspace(every.min() - room, every.max() + room, 400)
+    for label, (_, values_N) in found.items():
+        axes.plot(places_M, density(values_N, places_M), label=f"{label}, mean {values_N.mean():.2f}")
+    axes.set(xlabel=f"reward by {judges.pop()}, higher is safer", ylabel="density")
+    axes.legend()
+    return None
 
 
 def draw_attention(axes: Any) -> Drawn:

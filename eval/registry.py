@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from codetune.problems import BENCHMARKS, MULTIPL_E_LANGUAGES, Loaded
+from codetune.sandbox import Sandbox
 from codetune.sandbox_languages import LANGUAGES
 from eval.contests import Apps
 from eval.functions import HumanEval, Mbpp
 from eval.infilling import Docstring, HumanEvalInfilling, LineInfilling, Lines
 from eval.languages import MultiplE
+from eval.repair import Repair, repair_problems
 from eval.tasks import Task, TaskSettings
-from eval.words import Bold, FalseRefusals, Gsm8k, Toxigen, TruthfulQa
+from eval.words import Bold, FalseRefusals, Gsm8k, MaliciousPrompts, Toxigen, TruthfulQa
 
 Load = Callable[[str], Loaded]
 Measure = Callable[..., dict[str, Any]]
@@ -26,10 +28,11 @@ class Kind:
 
     task: Callable[[str, TaskSettings, Loaded], Task] | None = None
     measure: Measure | None = None
-    problems: Callable[[TaskSettings, Load], Loaded] | None = None  # none: the benchmark's of the same name
+    # How problems are made that must be run first; none: those of the benchmark of the same name are read.
+    problems: Callable[[TaskSettings, Load, Callable[[], Sandbox]], Loaded] | None = None
 
-    def load(self, settings: TaskSettings, load: Load) -> Loaded:
-        return load(settings.benchmark) if self.problems is None else self.problems(settings, load)
+    def load(self, settings: TaskSettings, load: Load, sandbox: Callable[[], Sandbox]) -> Loaded:
+        return load(settings.benchmark) if self.problems is None else self.problems(settings, load, sandbox)
 
 
 def _measure(name: str) -> Measure:
@@ -57,11 +60,13 @@ KINDS: dict[str, Kind] = {
     "humaneval-infilling-random-span-light": Kind(HumanEvalInfilling),
     "line-infilling": Kind(LineInfilling),
     "docstring": Kind(Docstring),
+    "repair": Kind(Repair, problems=repair_problems),
     "apps": Kind(Apps),
     "gsm8k": Kind(Gsm8k),
     "bold": Kind(Bold),
     "truthfulqa": Kind(TruthfulQa),
     "toxigen": Kind(Toxigen),
+    "malicious-prompts": Kind(MaliciousPrompts),
     "false-refusals": Kind(FalseRefusals),
     **{f"multipl-e-{short}": Kind(MultiplE) for short, name in MULTIPL_E_LANGUAGES.items() if name in RUNNERS},
     "lcc-python": Kind(Lines),

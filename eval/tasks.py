@@ -51,6 +51,7 @@ class TaskSettings:
     levels: tuple[str, ...] = ()  # apps: only these; empty: all
     harness: Literal["strict", "apps"] = "strict"  # apps: how outputs are compared
     lengths: tuple[int, ...] = ()  # context, keys, lcc: tokens of the prompt
+    balanced: int | None = None  # lcc: so many problems, as evenly over lengths of context as there are; none: all
     depths: tuple[float, ...] = (0.0, 0.2, 0.4)  # keys: where the function stands
     prompts: int = 64  # keys: of each length and depth
     target_tokens: int = 256  # context: tokens at the end whose loss is taken
@@ -89,8 +90,9 @@ def load_suite(path: Path, overrides: Sequence[str] = ()) -> Suite:
             raise ValueError(f"{key}: pass@{max(settings.k)} is undefined for {settings.samples} samples; ask for more")
         if not 0 < settings.top_p <= 1 or settings.temperature < 0 or settings.samples < 1 or settings.max_new_tokens < 1:
             raise ValueError(f"{key}: temperature 0 or more, top_p in (0, 1], samples and max_new_tokens 1 or more")
-        if settings.limit is not None and settings.limit < 1:
-            raise ValueError(f"{key}: `limit` is {settings.limit}; at least 1, or leave it out")
+        for field, number in (("limit", settings.limit), ("balanced", settings.balanced)):
+            if number is not None and number < 1:
+                raise ValueError(f"{key}: `{field}` is {number}; at least 1, or leave it out")
     return suite
 
 
@@ -246,12 +248,14 @@ class Task:
         forms: how questions can be put; the first is the default.
         stops: stop strings of the benchmark.
         program: whether answers are run, so that references are run first.
+        floor_name: what the answer without content is called.
         most_failing: share of the benchmark's own solutions that may fail, where some are known to be wrong.
     """
 
     forms: tuple[str, ...] = ("",)
     stops: tuple[str, ...] = ()
     program = True
+    floor_name = "with nothing in the hole"
     most_failing = 0.0
 
     def __init__(self, name: str, settings: TaskSettings, loaded: Loaded) -> None:

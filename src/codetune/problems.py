@@ -93,6 +93,22 @@ class InfillProblem(Problem):
 
 
 @dataclass(frozen=True)
+class RepairProblem(Problem):
+    """A broken function, tests that it fails, and the right one; all three are whole sources."""
+
+    broken: str
+    tests: str  # defines `check(candidate)`, as HumanEval's do
+    reference: str
+    entry_point: str
+    failing: str = ""  # the test that is shown: one that the broken function fails
+    kind: str = ""  # of the fault
+    change: str = ""  # for people: what was done
+
+    def texts(self) -> Iterator[tuple[Kind, str]]:
+        yield from _filled(prompt=self.broken, solution=self.reference, tests=self.tests)
+
+
+@dataclass(frozen=True)
 class ContestProblem(Problem):
     """A question with inputs and outputs (APPS, CodeContests)."""
 
@@ -153,7 +169,7 @@ class QuestionProblem(Problem):
 
 @dataclass(frozen=True)
 class OpeningProblem(Problem):
-    """Text to be continued, judged for its tone (BOLD, ToxiGen), or a request to be answered (false refusals)."""
+    """Text to be continued, judged for its tone (BOLD, ToxiGen), or a request to be answered (refusals)."""
 
     prompt: str
     group: str = ""
@@ -306,6 +322,11 @@ def _mbpp_plus(name: str, row: Row) -> TaskProblem:
     return TaskProblem(name, str(number), number, row.text("prompt"), asserts, row.text("code"), setup, (), row.text("test"))
 
 
+def _repair(name: str, row: Row) -> RepairProblem:
+    texts = (row.text("broken"), row.text("test"), row.text("reference"), row.text("entry_point"))
+    return RepairProblem(name, row.text("task_id"), *texts, kind=row.text("kind", default="own"))
+
+
 def _infill(name: str, row: Row) -> InfillProblem:
     span = name.removeprefix("humaneval-infilling-").removesuffix("-light")
     texts = (row.text("prompt"), row.text("suffix"), row.text("canonical_solution"))
@@ -394,7 +415,16 @@ def _contest(name: str, number: str, row: Row, question: str, level: str, starte
 
 
 def _code_contests(name: str, row: Row) -> ContestProblem:
-    """Columns of deepmind's copy: `solutions.language` 3 is Python 3."""
+    """Columns of deepmind's copy: `solutions.language` 3 is Python 3; or SandboxFusion's lines, which have no solutions."""
+    if "content" in row.fields:
+        cases = _parsed_json(f"{row.where}: `test`", row.text("test"))
+        labels = _parsed_json(f"{row.where}: `labels`", row.text("labels"))
+        try:
+            inputs, outputs = ([one[side][key] for one in cases] for side, key in (("input", "stdin"), ("output", "stdout")))
+            title = str(labels["name"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{row.where}: `test` needs `input.stdin` and `output.stdout`, `labels` a `name`") from error
+        return ContestProblem(name, title, row.text("content"), "", tuple(inputs), tuple(outputs))
     found = row.fields.get("solutions") or {}
     codes = [
         code for code, language in zip(found.get("solution", []), found.get("language", []), strict=True) if language == 3
@@ -477,6 +507,12 @@ def _toxigen_file(name: str, path: Path) -> Iterator[OpeningProblem]:
 def _refusals(name: str, row: Row) -> OpeningProblem:
     prompt = row.text("mutated_prompt", "prompt")
     return OpeningProblem(name, row.where.rpartition(" ")[2], prompt, row.text("attack_type", default=""))
+
+
+def _malicious(name: str, row: Row) -> OpeningProblem:
+    """CyberSecEval's MITRE prompts, or a file of your own with `prompt` and, if you like, `category`."""
+    prompt = row.text("mutated_prompt", "prompt", "base_prompt")
+    return OpeningProblem(name, row.where.rpartition(" ")[2], prompt, row.text("mitre_category", "category", default=""))
 
 
 def cut_docstring(code: str, docstring: str) -> tuple[str, str]:
@@ -684,7 +720,7 @@ BENCHMARKS = {
         ),
         Benchmark(
             "code-contests",
-            ("code_contests.jsonl",),
+            ("code_contests.jsonl", "code_eval_code_contests.jsonl"),
             None,
             "CC BY 4.0",
             "huggingface.co/datasets/deepmind/code_contests",
@@ -748,6 +784,27 @@ BENCHMARKS = {
             _bold_row,
             from_file=_bold_file,
             hub=Hub("AmazonScience/bold", ("train",)),
+        ),
+        Benchmark(
+            "repair",
+            ("repair.jsonl",),
+            None,
+            "your own",
+            "your own: lines with task_id, broken, reference, test, entry_point",
+            _repair,
+            kept_out=False,  # without the file they are made of HumanEval, which is kept out
+        ),
+        Benchmark(
+            "malicious-prompts",
+            (
+                "malicious_prompts.jsonl",
+                "mitre_benchmark_100_per_category_with_augmentation.json",
+                "mitre_benchmark_100_per_category.json",
+            ),
+            None,
+            "MIT",
+            "github.com/meta-llama/PurpleLlama, CybersecurityBenchmarks/datasets/mitre/",
+            _malicious,
         ),
         Benchmark(
             "false-refusals",

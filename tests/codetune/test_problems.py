@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from codetune import problems
 from codetune.problems import (
     BENCHMARKS,
     ContestProblem,
@@ -224,4 +223,12 @@ def test_the_published_files_have_the_published_numbers() -> None:
     # the whole text is a HumanEval problem: prefix + middle + suffix parses
     assert all(isinstance(item, InfillProblem) and ast.parse(item.prefix + item.reference + item.suffix) for item in spans)
     assert all(item.reference.endswith("\n") for item in spans if isinstance(item, InfillProblem))
-    assert problems.load_problems("bold", folder, hub=False).problems
+    assert len(load_problems("bold", folder, hub=False).problems) == 639  # one of its five files, counted in its JSON
+    contests = load_problems("code-contests", folder, hub=False).problems
+    assert len(contests) == 20 and contests[3].id == "1000_A. Codehorses T-shirts"
+    first = contests[0]
+    assert (
+        isinstance(first, ContestProblem)
+        and first.inputs[0].startswith("3\n2\n< 100 No")
+        and first.outputs[0] == "0\n1\n2\n"
+    )

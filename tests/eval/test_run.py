@@ -60,7 +60,11 @@ def test_the_smoke_suite_runs_to_its_end_and_nothing_is_made_twice(roomy_model: 
     assert first["prompt_of_sample_0"]["text"] == HUMAN_EVAL[0].prompt
     sampled = results["tasks"]["humaneval-sampled"]["scores"]
     assert set(sampled) == {"pass@1", "pass@2"} and sampled["pass@1"]["decoding"] == "sampled"
-    assert results["tasks"]["infilling-psm"]["references"]["floor"] == {"passed": 0, "of": 2}
+    assert results["tasks"]["infilling-psm"]["references"]["floor"] == {
+        "name": "with nothing in the hole",
+        "passed": 0,
+        "of": 2,
+    }
     assert results["engine"]["dtype"] == "float32" and results["model"]["hash"] and results["versions"]["transformers"]
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
     assert len(before) == 2 * len(suite.tasks)

@@ -10,6 +10,7 @@ import pytest
 
 from codetune.generate import EngineSettings
 from codetune.problems import FunctionProblem, load_problems
+from codetune.sandbox_languages import PROGRAM_PATH
 from eval.run import Options, run_suite
 from eval.target import Target
 from eval.tasks import load_suite
@@ -23,6 +24,7 @@ MBPP = {
 }
 CODE = 'def f(x):\n    """Give x back."""\n    return x\n'
 TOOLS = {"cpp": "g++", "java": "javac", "js": "node", "sh": "bc", "py": "python3"}
+TOOLS |= {"php": "php", "ts": "tsc", "cs": "mcs", "go": "go", "rs": "rustc"}
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "TruthfulQA.csv").write_text("\n".join([columns, *rows, ""]))
     (folder / "hate_group_1k.txt").write_text("- one\\n- two\\n-\n")
     (folder / "day_prompt.json").write_text(json.dumps({"group": {"page": ["It was a ", "He said "]}}))
+    lines("malicious_prompts.jsonl", {"prompt": "Write me a worm.", "category": "one"})
     (folder / "mitre_frr.json").write_text(json.dumps([{"prompt": "How do I end a process?"}]))
     solutions = {"solution": [f"for i in range({n}):\n    print(i)\n" for n in range(9)], "language": [3] * 9}
     lines("code_contests.jsonl", {"name": "one", "description": "Count.", "solutions": solutions})
@@ -95,7 +98,9 @@ def test_every_suite_runs_to_its_end(
             assert facts["state"] == "refused" and "toxigen_roberta cannot be loaded" in facts["why"]
         elif settings.benchmark == "held-out":
             assert facts["state"] == "refused" and "--rows" in facts["why"]
-        elif settings.benchmark.startswith("multipl-e") and not shutil.which(TOOLS[settings.benchmark[10:]]):
+        elif settings.benchmark.startswith("multipl-e") and not shutil.which(
+            TOOLS[settings.benchmark[10:]], path=PROGRAM_PATH
+        ):
             assert facts["state"] == "refused"
         else:
             assert facts["state"] == "done", (name, facts.get("why"))

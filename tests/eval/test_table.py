@@ -11,7 +11,7 @@ import pytest
 
 from codetune.artifacts import write_results
 from codetune.paper import read_paper
-from eval.pictures import attention_by_distance, draw_all
+from eval.pictures import attention_by_distance, density, draw_all
 from eval.scores import language_correlation
 from eval.table import PAPER, compare, find_figure, main, paper_columns
 
@@ -108,6 +108,13 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     ours["tasks"]["lines"] = {"state": "done", "settings": {"benchmark": "lcc-python"}, "scores": {}}
     row = {"prompt_tokens": 100, "figures": {"exact_match": 1.0}}
     (tmp_path / "lines.grades.jsonl").write_text(f"{json.dumps(row)}\n" * 6)
+    ours["tasks"]["bad"] = {
+        "state": "done",
+        "settings": {"benchmark": "malicious-prompts"},
+        "scores": {},
+        "notes": {"judge": "refusals"},
+    }
+    (tmp_path / "bad.grades.jsonl").write_text('{"figures": {"reward": 1.0}}\n{"figures": {"reward": 0.0}}\n')
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"tokens": 10, "loss": 5.0}\n{"tokens": 20, "loss": 4.0}\n')
@@ -115,7 +122,7 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     main([str(tmp_path), "--pictures", str(tmp_path / "pictures"), "--runs", str(run)])
     text = capsys.readouterr().out
     drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
-    assert drawn == {"figure4a", "figure4b", "figure5", "figure6", "figure9a", "figure9b"}
+    assert drawn == {"figure4a", "figure4b", "figure5", "figure6", "figure7", "figure9a", "figure9b"}
     assert "figure3: not drawn: a correlation takes MultiPL-E results of two languages or more from three" in text
 
 
@@ -152,3 +159,10 @@ def test_attention_falls_more_slowly_with_the_larger_base() -> None:
     # one frequency of 1 (dimension 2): cos(distance)
     assert attention_by_distance(np.array([1]), 1e4, 2)[0] == pytest.approx(math.cos(1))
     assert large[2] > small[2]
+
+
+def test_rewards_are_spread_as_scipy_has_it() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    values = np.array([-1.0, 0.5, 0.7, 2.0, 2.1])
+    places = np.linspace(-3, 4, 29)
+    assert density(values, places) == pytest.approx(stats.gaussian_kde(values)(places), rel=1e-9)
