@@ -374,8 +374,10 @@ def _drawn_anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made: Any = type(model)(model.config)
-    return made.to(model.dtype)
+        made = type(model)(model.config)
+    for parameter in made.parameters():  # and not `made.to`, which would round RoPE's frequencies too
+        parameter.data = parameter.data.to(model.dtype)
+    return made
 
 
 def _planned(tokenizer: PreTrainedTokenizerFast, rows: int, base: BaseSettings, where: str) -> Growth:

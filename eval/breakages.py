@@ -30,7 +30,7 @@ COMPARISONS = {
     "is not": "is",
 }
 KINDS = ("comparison", "operator", "constant", "name", "condition", "missing")
-BETWEEN = re.compile(r"[()\s]|\\\n")  # what may stand beside an operator between its operands
+BETWEEN = re.compile(r"[()\s\\]")  # what may stand beside an operator between its operands; a line may go on
 
 
 @dataclass(frozen=True)
