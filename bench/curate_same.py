@@ -25,6 +25,7 @@ from codetune.artifacts import read_json
 MINUTES = 3
 ROOT = Path(__file__).parents[1]
 KILLED_IN = ("clean", "order", "buckets")  # phases, by the marks of their tasks
+BUCKETS = "curate.near_copies.buckets=4"  # a task each; Ray starts a process for every one
 WAYS: dict[str, tuple[str, ...]] = {
     "one task": ("curate.tasks=1",),
     "two tasks": ("curate.tasks=2",),
@@ -35,7 +36,7 @@ WAYS: dict[str, tuple[str, ...]] = {
 
 def start(runs: Path, settings: tuple[str, ...], folder: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "data_pipelines.curate", "--recipe", str(ROOT / "recipes/curate/smoke.yaml")]
-    command += ["--workers", "2", "--set", f"runs={runs}", *settings]
+    command += ["--workers", "2", "--set", f"runs={runs}", BUCKETS, *settings]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "RAY_worker_niceness": "0"}
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)

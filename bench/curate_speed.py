@@ -6,7 +6,7 @@ that, ours keeps what it drops, counts, orders every shard and compares near cop
 with one worker; seconds are those of the processor, from the first document to the last file, benchmarks' index included.
 
 Ten times the corpus: copies of it with every longer word changed, in ten times as many shards (a shard is sorted in memory)
-and one task. Documents that wait for their shard's file take 4 MiB here instead of 64, so that both sizes fill them.
+and one task. Documents that wait for their shard's file take 1 MiB here instead of 64, so that both sizes fill them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import xxhash
 import yaml
 
 MINUTES = 3
-CORPUS_BYTES = 4_000_000
-TURNS = 3
+CORPUS_BYTES = 1_500_000
+TURNS = 2
 BENCHMARKS = {"benchmarks": ["humaneval"]}
 ROW_GROUP_DOCUMENTS = 100
 
@@ -89,7 +89,7 @@ def ours(folder: Path) -> int:
     from codetune.recipe import load_recipe
     from data_pipelines import curate
 
-    curate.BUFFER_BYTES = 4 << 20
+    curate.BUFFER_BYTES = 1 << 20
     dataset = curate.curate(load_recipe(folder / "recipe.yaml"))
     return json.loads((dataset / "curate.json").read_text())["sources"]["code"]["documents"]
 

@@ -728,4 +728,7 @@ def recipe_folder(arguments: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    # subtle: tasks go to other processes by the name of their module, and `__main__` is another one there
+    from data_pipelines import build as module
+
+    module.main()

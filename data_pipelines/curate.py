@@ -591,4 +591,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # subtle: tasks go to other processes by the name of their module, and `__main__` is another one there
+    from data_pipelines import curate as module
+
+    module.main()

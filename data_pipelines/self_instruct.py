@@ -363,4 +363,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # subtle: tasks go to other processes by the name of their module, and `__main__` is another one there
+    from data_pipelines import self_instruct as module
+
+    module.main()
