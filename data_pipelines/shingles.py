@@ -18,7 +18,7 @@ _CODE = re.compile(r"\w+|[^\w\s]")
 _WORDS = re.compile(r"\w+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
-CACHED_TOKENS = 1 << 20
+CACHED_TOKENS = 1 << 16  # some 10 MB
 
 
 class _Hashes(dict[str, int]):
