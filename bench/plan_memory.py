@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from bench import step_speed
+from bench import step_setting, step_speed
 from bench.tracked import make_batch, make_model, make_optimizer, step, tracked_peak
 from codetune.memory import Job, peak_memory
 from codetune.model import bf16_is_fast
@@ -62,12 +62,12 @@ def measured_peak(job: Job) -> int:
 
 def trainer_job(bf16: bool) -> Job:
     """The model and the step of `bench/step_speed.py`, which goes through the trainer."""
-    shape = step_speed.SHAPE
+    shape = step_setting.SHAPE
     heads, hidden = shape["num_attention_heads"], shape["hidden_size"]
-    layers, intermediate, tokens = shape["num_hidden_layers"], shape["intermediate_size"], step_speed.SEQUENCE_TOKENS
-    model = ModelShape(hidden, layers, heads, heads, intermediate, step_speed.VOCABULARY, tokens, hidden // heads)
-    accumulation = step_speed.BATCH_ROWS // step_speed.MICRO_ROWS
-    return Job(model, tokens, rows=step_speed.MICRO_ROWS, accumulation=accumulation, bf16=bf16, gpu=False)
+    layers, intermediate, tokens = shape["num_hidden_layers"], shape["intermediate_size"], step_setting.SEQUENCE_TOKENS
+    model = ModelShape(hidden, layers, heads, heads, intermediate, step_setting.VOCABULARY, tokens, hidden // heads)
+    accumulation = step_setting.BATCH_ROWS // step_setting.MICRO_ROWS
+    return Job(model, tokens, rows=step_setting.MICRO_ROWS, accumulation=accumulation, bf16=bf16, gpu=False)
 
 
 def large_jobs() -> dict[str, Job]:
