@@ -60,16 +60,20 @@ def launched_for_gpus() -> bool:
     """Whether a launcher started this process, and not for the CPU."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("0", "false", "no"):
         return True  # Accelerate's launcher of a single process says which of the two it is for
+    return _has_a_group() and not _says("ACCELERATE_USE_CPU")
+
+
+def _has_a_group() -> bool:
+    """Whether ranks are to talk to each other, or one alone through a library that wants to be talked to."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    shared = _says("ACCELERATE_USE_DEEPSPEED") or _says("ACCELERATE_USE_FSDP")
-    return "LOCAL_RANK" in os.environ and (several or shared) and not _says("ACCELERATE_USE_CPU")
+    return "LOCAL_RANK" in os.environ and (several or _says("ACCELERATE_USE_DEEPSPEED") or _says("ACCELERATE_USE_FSDP"))
 
 
 def device_arguments() -> dict[str, Any]:
     """What TrainingArguments must be told of the device; nothing where there is a GPU."""
     if torch.accelerator.is_available():
         return {}
-    if launched_for_gpus():
+    if launched_for_gpus() and _has_a_group():
         # subtle: with `use_cpu` Accelerate forgets DeepSpeed and gives DDP; without a backend each rank is alone
         return {"use_cpu": not _says("ACCELERATE_USE_DEEPSPEED"), "ddp_backend": "gloo"}
     return {"use_cpu": True}
