@@ -442,7 +442,10 @@ def write_held_out(folder: Path, samples: Iterable[HeldOutSample], vocabulary_si
     features = held_out_features(vocabulary_size)
     dataset = Dataset.from_dict({name: columns[name] for name in features}, features=features)
     shutil.rmtree(folder, ignore_errors=True)
-    dataset.save_to_disk(str(folder), max_shard_size="1GB")
+    if len(dataset):
+        dataset.save_to_disk(str(folder), max_shard_size="1GB")
+    else:
+        dataset.save_to_disk(str(folder), num_shards=1)  # by size it would have no file at all, which cannot be read again
 
 
 def read_held_out(folder: Path) -> list[HeldOutSample]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,10 @@ def losses_alone(model: Any, sample: HeldOutSample) -> list[float]:
 def test_held_out_samples_are_read_as_they_were_written(samples: list[HeldOutSample], tmp_path: Path) -> None:
     write_held_out(tmp_path / HELD_OUT, samples, 400)
     assert read_held_out(tmp_path / HELD_OUT) == samples
-    assert read_held_out(tmp_path / "nothing") == []
+    write_held_out(tmp_path / HELD_OUT, [], 400)
+    assert read_held_out(tmp_path / HELD_OUT) == []
+    with pytest.raises(ValueError, match="nothing: not readable .* build the rows again with `make data`"):
+        read_held_out(tmp_path / "nothing")
 
 
 def test_losses_are_those_of_each_document_alone(model: Any, samples: list[HeldOutSample]) -> None:
@@ -186,7 +188,7 @@ def test_the_command_prints_both_tables(
     out = capsys.readouterr().out
     assert "psm_middle" in out
     assert "prefix_only" in out
-    shutil.rmtree(rows / HELD_OUT)
+    write_held_out(rows / HELD_OUT, [], 400)
     with pytest.raises(SystemExit):
         probes.main(["--checkpoint", str(tiny_parent), "--rows", str(rows)])
     assert "no held-out samples there" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from codetune import train as train_module
-from codetune.artifacts import LaneWriter, PackedRow, open_rows, read_json, row_order, why_invalid
+from codetune.artifacts import HELD_OUT, LaneWriter, PackedRow, open_rows, read_json, row_order, why_invalid, write_held_out
 from codetune.collate import RowCollator
 from codetune.model import PeakFlops, training_flops_per_token
 from codetune.recipe import load_recipe
@@ -404,3 +404,10 @@ def test_figures_also_go_to_tensorboard(
     written = b"".join(path.read_bytes() for path in (tmp_path / "board").rglob("events.*"))
     assert b"held_out/python/plain" in written
     assert b"tokens_per_second" in written
+
+
+def test_a_run_without_held_out_documents_trains_and_measures_none(make_run: Callable[..., Path]) -> None:
+    recipe = load_recipe(make_run(**{"training.train_tokens": 768}))
+    write_held_out(recipe.rows_dir / HELD_OUT, [], vocabulary_size=2048)
+    manifest = read_json(train(recipe) / "manifest.json")
+    assert manifest["steps"] == 3 and not manifest["held_out"] and not manifest["infilling"]
