@@ -108,6 +108,8 @@ def _add_run(counts: LengthCounts, rows: Rows, start: int, count: int, times: in
 
 def length_table(described: Mapping[str, Mapping[str, Any]]) -> str:
     """The distribution as a table for people: percentiles by source, then the histogram of all."""
+    if not described:
+        return "documents in rows: none"
     heads = ("documents", "p10", "p50", "p90", "longest", "p50 of tokens")
     lines = [f"{'documents in rows':<20}" + "".join(f"{head:>14}" for head in heads)]
     for name, facts in described.items():
