@@ -40,6 +40,8 @@ def older_tokenizer_config(tree: dict[str, Any]) -> dict[str, Any]:
         return tree
     changed = {key: value for key, value in tree.items() if key not in ("backend", "extra_special_tokens")}
     changed["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # version 4 would give `token_type_ids` as well, which a Llama's `generate` refuses
+    changed.setdefault("model_input_names", ["input_ids", "attention_mask"])
     extra = tree.get("extra_special_tokens")
     if isinstance(extra, list):
         changed["additional_special_tokens"] = extra

@@ -124,11 +124,17 @@ def _checkpoint(folder: Path, sealed: Mapping[str, Any]) -> Stage:
 
 
 def metrics_at(path: Path, step: int) -> dict[str, Any]:
-    """What was measured on held-out documents at a step of a run; nothing where nothing was."""
+    """What was measured on held-out documents at a step of a run; nothing where nothing was.
+
+    A line that a killed session left half written says nothing of a sealed step.
+    """
     found: dict[str, Any] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
             if record.get("step") == step and any(name.startswith(("held_out/", "context/", "key/")) for name in record):
                 found = {name: value for name, value in record.items() if "/" in name}
     return found

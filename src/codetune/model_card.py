@@ -244,18 +244,19 @@ def _ancestor(stage: Stage, claims: Claims) -> dict[str, Any]:
         made_of = origin.get(manifest.get("origin", ""), "")
         what = f"{made_of}: {path}" if path and manifest.get("origin") != "folder" else made_of
         context, rope = manifest.get("context_tokens"), manifest.get("rope_base")
-        tokens = "none"
+        keys, tokens = ("context_tokens", "rope_base"), "none"
     else:
         what = SUBJECTS.get(stage_of(stage.name, SUBJECTS) or "", "trained")
         context, rope = manifest["rope"]["context_tokens"], manifest["rope"]["base"]
+        keys = ("rope.context_tokens", "rope.base")
         tokens = claims.show(manifest["tokens"], "integer", _where(stage, "tokens"))
     return {
         "name": stage.name,
         "hash": claims.show(stage.hash, "text", f"{stage.name}: hash of weights, configuration and tokenizer"),
         "what": what,
         "tokens": tokens,
-        "context": claims.show(context, "integer", _where(stage, "rope.context_tokens")),
-        "rope_base": claims.show(rope, "integer", _where(stage, "rope.base")),
+        "context": claims.show(context, "integer", _where(stage, keys[0])),
+        "rope_base": claims.show(rope, "integer", _where(stage, keys[1])),
     }
 
 

@@ -76,11 +76,13 @@ def form_in_paper(task: Mapping[str, Any]) -> str:
 
 
 def paper_value(figures: Iterable[Figure], task: Mapping[str, Any], metric: str, stage: str, size: str) -> float | None:
-    """The paper's number for the same benchmark, form, metric, size and variant.
+    """The paper's number for the same benchmark, form, metric, size and variant; None for a part of its problems.
 
     Example: humaneval, pass@1, lcft, 7b -> the row `Code Llama`, 7B
     """
-    settings = task.get("settings") or {}
+    settings, data = task.get("settings") or {}, task.get("data") or {}
+    if data.get("published") not in (None, data.get("asked")):
+        return None
     wanted = form_in_paper(task)
     variant = stage_of(stage, VARIANTS)
     found = {

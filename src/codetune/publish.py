@@ -6,7 +6,8 @@
 What comes in: a finished model, an adapter, or a checkpoint of a run in progress (`--model`), and results of that very
 checkpoint where there are any. What goes out: a repository on the Hub, private unless asked otherwise, or with `--dry-run`
 the list of what would go: the same folder, hashed, and nothing sent. It is a process of its own, which reads the run's
-folder and writes beside it (`publish/`), so that a training run never waits for the Hub and never fails by it.
+folder and writes beside it (`publish/`): a training run never waits for the Hub and never fails by it, but that a session
+which begins while a finished model is being gathered is told to start again.
 
 What goes is decided by a list of names (`ALLOWED`), not by a list of exceptions: optimizer state, random states and whatever
 else lies in a checkpoint stay here. What is inside the text files is looked at as well: paths of this machine become their
@@ -19,6 +20,7 @@ What it does not do: change weights, or publish what is being written.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -97,8 +99,11 @@ def publish(options: Options, dry_run: bool, say: Any = print) -> Prepared:
         ValueError: something is missing, unfinished or private, or the Hub refused; the message says what to do.
     """
     lineage = follow(options.model)
-    with exclusive(lineage.newest.run_dir, "publishing"):  # a run that is being trained holds this lock
-        prepared = prepare(lineage, options)
+    newest = lineage.newest
+    with exclusive(newest.run_dir / ".publishing", "publishing"):
+        # a run that is being trained holds the lock of its folder; a checkpoint that it has sealed it writes no more
+        with contextlib.nullcontext() if newest.kind == "checkpoint" else exclusive(newest.run_dir, "publishing"):
+            prepared = prepare(lineage, options)
         say(describe(prepared))
         if dry_run:
             say("dry run: nothing was sent")
@@ -213,21 +218,33 @@ def read_scores(stage: Stage, paths: Sequence[Path], paper: Sequence[Figure] = (
                 f"{stage.folder} "
                 f"({stage.hash}). Evaluate this one, or leave the results out"
             )
-        scores += scores_of(results, stage, paper)
+        place_in_file = RESULTS if len(paths) == 1 else f"{RESULTS}#results.{len(kept)}"
+        scores += scores_of(results, stage, paper, place_in_file)
         kept.append(results)
     return scores, None if not kept else kept[0] if len(kept) == 1 else {"results": kept}
 
 
-def scores_of(results: Mapping[str, Any], stage: Stage, paper: Sequence[Figure] = ()) -> list[Score]:
-    """Every score of a results file that has a value, with its settings in a few words."""
+def scores_of(results: Mapping[str, Any], stage: Stage, paper: Sequence[Figure] = (), place: str = RESULTS) -> list[Score]:
+    """Every score of a results file that has a value, with its settings in a few words.
+
+    Where less than the benchmark was asked, or another RoPE base was put in for it, the words say so, and the paper's number
+    does not stand beside it.
+    """
     found = []
+    rope_base = (results.get("model") or {}).get("rope_base")
+    figures = () if rope_base else paper
+    separator = "." if "#" in place else "#"
     for task, facts in results["tasks"].items():
         settings = facts.get("settings") or {}
         words = [f"T {settings['temperature']:g}"] if settings.get("temperature") is not None else []
         words += [f"n {settings['samples']}"] if settings.get("samples") else []
         words += [str(settings["form"])] if settings.get("form") else []
+        words += [f"RoPE base {rope_base:,.0f} put in"] if rope_base else []
+        data = facts.get("data") or {}
+        if data.get("published") not in (None, data.get("asked")):
+            words.append(f"{data['asked']} of {data['published']} problems")
         for metric, score in (facts.get("scores") or {}).items():
-            where = f"{RESULTS}#tasks.{task}.scores.{metric}"
+            where = f"{place}{separator}tasks.{task}.scores.{metric}"
             if isinstance(score, Mapping) and isinstance(score.get("value"), int | float):
                 interval = {key: 100 * score[key] for key in ("low", "high") if score.get(key) is not None}
                 found.append(
@@ -239,7 +256,7 @@ def scores_of(results: Mapping[str, Any], stage: Stage, paper: Sequence[Figure] 
                         **interval,
                         problems=score.get("problems"),
                         settings=", ".join([*words, *([score["decoding"]] if score.get("decoding") else [])]),
-                        paper=paper_value(paper, facts, metric, stage.name, stage.size),
+                        paper=paper_value(figures, facts, metric, stage.name, stage.size),
                         source=where,
                     )
                 )

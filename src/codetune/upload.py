@@ -87,10 +87,11 @@ def upload(
     Raises:
         ValueError: it was refused, or failed `ATTEMPTS` times; the message says what stands on the Hub.
     """
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub import HfApi, constants, get_token
 
-    if HF_HUB_OFFLINE:
+    # by plain HTTP, on which every fault was tried; Xet's own client breaks with errors that tell nothing of what to do
+    constants.HF_HUB_DISABLE_XET = True
+    if constants.HF_HUB_OFFLINE:
         raise ValueError("HF_HUB_OFFLINE is set, so that nothing can be uploaded; unset it, or list with --dry-run")
     token = get_token()
     if token is None:
