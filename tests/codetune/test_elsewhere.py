@@ -64,6 +64,7 @@ def test_the_older_words_for_a_tokenizer_mean_the_same_ids(folder: Path) -> None
     tree = json.loads((folder / "tokenizer_config.json").read_text())
     changed = older_tokenizer_config(tree)
     assert changed["tokenizer_class"] == "PreTrainedTokenizerFast" and isinstance(changed["additional_special_tokens"], list)
+    assert changed["model_input_names"] == ["input_ids", "attention_mask"]  # `generate` of a Llama refuses token_type_ids
     (folder / "tokenizer_config.json").write_text(json.dumps(changed))
     after = AutoTokenizer.from_pretrained(folder)
     assert after.encode(text) == before.encode(text) and after.all_special_ids == before.all_special_ids

@@ -29,6 +29,8 @@ def test_only_the_same_is_beside_ours(tmp_path: Path) -> None:
     assert value("python-lcft", "7b") == 38.4 and value("lcft", "13b") == 36.0
     assert value("lcft", "tiny") is None and value("lcft", "7b", "pass@10") is None
     assert value("lcft", "7b", form="chat") is None
+    assert value("lcft", "7b", data={"published": 164, "asked": 164}) == 33.5
+    assert value("lcft", "7b", data={"published": 164, "asked": 20}) is None
     assert value("lcft", "7b", settings={"benchmark": "humaneval", "temperature": 0.2}) is None
     assert read_paper(None) == [] == read_paper(tmp_path / "none.csv")
 

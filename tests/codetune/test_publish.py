@@ -19,9 +19,10 @@ from model_hub import ATTRIBUTES, TOKEN, ModelHub
 
 from codetune import publish as module
 from codetune.artifacts import read_json, seal_folder, why_invalid, write_json
-from codetune.lineage import follow, read_stage
+from codetune.lineage import Stage, follow, metrics_at, read_stage
 from codetune.model_card import LLAMA2, Licence, check_metadata, markdown_text, write_card
-from codetune.publish import Options, Prepared, publish
+from codetune.paper import Figure
+from codetune.publish import Options, Prepared, publish, scores_of
 
 pytestmark = pytest.mark.xdist_group("finished")
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?")
@@ -379,6 +380,31 @@ def test_a_parent_that_was_made_again_is_not_the_parent(runs: Path, tmp_path: Pa
     shutil.rmtree(copy / "stage1" / "model")
     shutil.copytree(copy / "base" / "model", copy / "stage1" / "model")
     assert "was made again since, with other weights" in str(follow(copy / "lcft" / "model").broken)
+
+
+def test_a_half_written_line_of_the_log_says_nothing_of_a_sealed_step(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 4, "held_out/python/plain": 2.5}\n{"step": 4, "held_')
+    assert metrics_at(log, 4) == {"held_out/python/plain": 2.5}
+
+
+def test_scores_say_what_was_not_as_the_benchmark_has_it(tmp_path: Path) -> None:
+    figure = Figure("T2", "humaneval", "", "pass@1", "Code Llama", "7B", 33.5)
+    stage = Stage("lcft", "7b", tmp_path, "hash", {}, "model")
+
+    def scores(asked: int, **model: float) -> list[Any]:
+        task = {
+            "settings": {"benchmark": "humaneval", "temperature": 0.0},
+            "data": {"published": 164, "asked": asked},
+            "scores": {"pass@1": {"value": 0.25}},
+        }
+        return [
+            (one.paper, one.settings) for one in scores_of({"model": model, "tasks": {"humaneval": task}}, stage, [figure])
+        ]
+
+    assert scores(164) == [(33.5, "T 0")]
+    assert scores(20) == [(None, "T 0, 20 of 164 problems")]
+    assert scores(164, rope_base=1e6) == [(None, "T 0, RoPE base 1,000,000 put in")]
 
 
 def test_results_of_another_checkpoint_are_refused_and_ours_are_shown(runs: Path, tmp_path: Path) -> None:
