@@ -39,6 +39,7 @@ from codetune.artifacts import (
 )
 from codetune.completions import encode_prompt
 from codetune.generate import EngineSettings, generate
+from codetune.paper import cut_suite
 from codetune.problems import DataMissing, Loaded, load_problems
 from codetune.sandbox import Sandbox, SandboxUnavailable
 from codetune.sandbox_languages import jars
@@ -315,9 +316,8 @@ def summary(facts: dict[str, Any]) -> str:
     floor = facts.get("references", {}).get("floor")
     if floor:
         lines.append(f"  {floor['name']:<28} {floor['passed'] / floor['of']:>8.2%}  {floor['passed']} of {floor['of']}")
-    data = facts.get("data", {})
-    if data and data["published"] not in (None, data["asked"]):
-        lines.append(f"  {data['asked']} of the {data['published']} problems that were published")
+    if cut := cut_suite(facts):
+        lines.append(f"  {cut[0]} of the {cut[1]} problems that were published")
     return "\n".join(lines)
 
 

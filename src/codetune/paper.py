@@ -75,14 +75,23 @@ def form_in_paper(task: Mapping[str, Any]) -> str:
     return form if temperature in USUAL_TEMPERATURES else f"{form} T={temperature:g}"
 
 
+def cut_suite(task: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Problems asked and problems published, of a task that asked fewer than its benchmark has; None for a whole one.
+
+    Example: data {"asked": 20, "published": 164} -> (20, 164)
+    """
+    data = task.get("data") or {}
+    return None if data.get("published") in (None, data.get("asked")) else (data["asked"], data["published"])
+
+
 def paper_value(figures: Iterable[Figure], task: Mapping[str, Any], metric: str, stage: str, size: str) -> float | None:
     """The paper's number for the same benchmark, form, metric, size and variant; None for a part of its problems.
 
     Example: humaneval, pass@1, lcft, 7b -> the row `Code Llama`, 7B
     """
-    settings, data = task.get("settings") or {}, task.get("data") or {}
-    if data.get("published") not in (None, data.get("asked")):
+    if cut_suite(task):
         return None
+    settings = task.get("settings") or {}
     wanted = form_in_paper(task)
     variant = stage_of(stage, VARIANTS)
     found = {

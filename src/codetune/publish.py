@@ -36,7 +36,7 @@ from codetune.artifacts import MANIFEST, exclusive, fail, read_json, seal_folder
 from codetune.elsewhere import Reading, check_folder, older_tokenizer_config
 from codetune.lineage import Lineage, Stage, follow
 from codetune.model_card import PAPER_GRAMS_PER_KWH, Card, Licence, Score, write_card
-from codetune.paper import Figure, paper_value, read_paper
+from codetune.paper import Figure, cut_suite, paper_value, read_paper
 from codetune.upload import Entry, Target, Uploaded, entries, upload
 
 README, NOTICE, LICENCE_TEXT, RESULTS = "README.md", "Notice", "LICENSE.txt", "results.json"
@@ -240,9 +240,7 @@ def scores_of(results: Mapping[str, Any], stage: Stage, paper: Sequence[Figure] 
         words += [f"n {settings['samples']}"] if settings.get("samples") else []
         words += [str(settings["form"])] if settings.get("form") else []
         words += [f"RoPE base {rope_base:,.0f} put in"] if rope_base else []
-        data = facts.get("data") or {}
-        if data.get("published") not in (None, data.get("asked")):
-            words.append(f"{data['asked']} of {data['published']} problems")
+        words += [f"{cut[0]} of {cut[1]} problems"] if (cut := cut_suite(facts)) else []
         for metric, score in (facts.get("scores") or {}).items():
             where = f"{place}{separator}tasks.{task}.scores.{metric}"
             if isinstance(score, Mapping) and isinstance(score.get("value"), int | float):

@@ -151,7 +151,6 @@ def test_a_conversation_is_what_the_template_makes_of_it(chat_model: app.Model, 
 
 @pytest.fixture(scope="module")
 def chat_page(chat_model: app.Model) -> Iterator[str]:
-    pytest.importorskip("gradio", reason="gradio is not installed (make try installs it), so that its page is not opened")
     yield from served(chat_model)
 
 
@@ -180,6 +179,7 @@ def test_the_page_answers_and_remembers_what_was_said(chat_page: str, chat_model
 
 
 def served(model: app.Model) -> Iterator[str]:
+    pytest.importorskip("gradio", reason="gradio is not installed (make try installs it), so that its page is not opened")
     made = app.build_page(model)
     _, address, _ = made.launch(server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True, theme=made.theme)
     yield address
@@ -188,7 +188,6 @@ def served(model: app.Model) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def page(model: app.Model) -> Iterator[str]:
-    pytest.importorskip("gradio", reason="gradio is not installed (make try installs it), so that its page is not opened")
     yield from served(model)
 
 
