@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -383,7 +384,7 @@ class Task:
         """What a reader of the result must know of this task."""
         return {}
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A name for the problems and settings that decide grades; other grades are not gone on with."""
         problems = [dataclasses.asdict(problem) for problem in self.problems]

@@ -101,7 +101,10 @@ class Channel:
 
 
 def set_up_streams() -> None:
-    """Text streams on descriptors 0 to 2, as an interpreter that was just started has them."""
+    """Text streams on descriptors 0 to 2, as an interpreter that was just started has them.
+
+    Made once, before any program: they read and write whatever a child has at these places by then.
+    """
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8")
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding="utf-8")
     raw = io.BufferedWriter(io.FileIO(2, "w", closefd=False))
@@ -319,7 +322,6 @@ def run_solution(job: int, channel: int) -> NoReturn:
     """The solution's process: load the program, answer the tests until they hang up."""
     source = read_all(job)
     os.close(job)
-    set_up_streams()
     same_recursion_for_all()
     solution = Solution(Channel(channel))
     solution.load(source)
@@ -687,7 +689,6 @@ def run_tests(job: int, channel: int, report: int) -> NoReturn:
     """The tests' process."""
     facts = json.loads(read_all(job))
     os.close(job)
-    set_up_streams()
     same_recursion_for_all()
     judge = Judge(Channel(channel), report)
     source, prompt, entry_point = facts["tests"], facts["prompt"], facts["entry_point"]
@@ -768,7 +769,6 @@ def run_together(job: int, report: int) -> NoReturn:
     """Program and tests in one interpreter: the program can forge the verdict, and the result says that it was so."""
     facts = json.loads(read_all(job))
     os.close(job)
-    set_up_streams()
     same_recursion_for_all()
     space = new_module(MODULE).__dict__
     checks = [0]
@@ -816,7 +816,6 @@ def run_script(job: int) -> NoReturn:
     """A program by itself, as `python file.py` runs it: `__name__` is `__main__`, and its exit status is the process's."""
     source = read_all(job)
     os.close(job)
-    set_up_streams()
     same_recursion_for_all()
     module = new_module("__main__")
     module.__dict__["__file__"] = "solution.py"

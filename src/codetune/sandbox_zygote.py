@@ -93,6 +93,7 @@ class Zygote:
         sys.argv[:] = ["solution.py"]
         for name in WARM.split():
             __import__(name)
+        program.set_up_streams()
         warm_up()
         gc.collect()
         gc.freeze()
@@ -227,8 +228,9 @@ class Zygote:
             os.chdir(folder)
             os.environ["HOME"] = os.environ["TMPDIR"] = folder
         if self.settings["in_cgroup"]:
-            with open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
-                file.write("1000")  # where the kernel must end one process of this worker, it is not the zygote
+            score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+            os.write(score, b"1000")  # where the kernel must end one process of this worker, it is not the zygote
+            os.close(score)
         self.set_limits(role, limits)
         if self.tier == "none":
             return
