@@ -60,6 +60,40 @@ def why_no_code(text: str, rules: CodeFilterSettings) -> str | None:
     return None
 
 
+def measured(text: str, reason: str) -> tuple[str, int]:
+    """What a dropped document was found to be, in words, and where in it that shows.
+
+    Example: two lines of 5 and 1,200 characters and `long_line` give "line 2 has 1,200 characters" and 6
+    """
+    lines = text.splitlines()
+    if not lines:
+        return "", 0
+    if reason == "too_short":
+        return f"{len(text):,} characters", 0
+    if reason == "long_line":
+        longest = max(range(len(lines)), key=lambda place: len(lines[place]))
+        return f"line {longest + 1:,} has {len(lines[longest]):,} characters", _line_start(text, longest)
+    if reason == "long_lines_on_average":
+        return f"{sum(map(len, lines)) / len(lines):,.0f} characters a line", 0
+    if reason == "data_as_code":
+        data = [place for place, line in enumerate(lines) if line and _DATA_LINE.fullmatch(line)]
+        share = sum(len(lines[place]) for place in data) / len(text)
+        return f"{share:.0%} in lines of literals", _line_start(text, data[0]) if data else 0
+    if reason == "binary":
+        match = _BINARY.search(text)
+        return f"{_count(_BINARY, text) / len(text):.1%} control characters", max(0, match.start() - 40) if match else 0
+    shares = {"few_alphanumerics": (_ALPHANUMERIC, "letters and digits"), "minified": (_WHITESPACE, "whitespace")}
+    shares["few_letters"] = (_ALPHABETIC, "letters")
+    if reason in shares:
+        pattern, name = shares[reason]
+        return f"{_count(pattern, text) / len(text):.0%} {name}", 0
+    return (f"its middle reads as {identify_language(text)}", 0) if reason == "language_not_kept" else ("", 0)
+
+
+def _line_start(text: str, place: int) -> int:
+    return sum(map(len, text.splitlines(keepends=True)[:place]))
+
+
 def why_no_text(text: str, rules: TextFilterSettings) -> str | None:
     """The first rule for natural language that a text breaks."""
     characters = len(text)

@@ -5,7 +5,8 @@ layout with a card, read by `documents.py` and by `datasets.load_dataset`; and b
 near copies, and every document that was dropped, with its reason.
 
     clean        every source, in `tasks` tasks: checked, filtered, redacted, without benchmarks; dealt to shards by group
-    order        a shard's documents in one order; their content hashes
+    order        a shard's documents in one order; hashes of their ids and contents
+    ids          ids that a source gives more than once, in whichever shards: all but the first get a number
     exact        documents with the same text: one is kept
     signatures   MinHash of what is left; buckets; near: near copies of a document that is kept are dropped
     write        the shards, and their counts
@@ -38,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from codetune import artifacts
 from codetune.artifacts import fail, hash_json, read_json, replace_folder, write_json
@@ -55,9 +57,10 @@ from data_pipelines.shingles import code_tokens
 
 FORMAT = 1  # of the data set; raise it when a rule changes
 PLAN = "plan.pickle"
-PHASES = ("clean", "order", "exact", "signatures", "buckets", "near", "write")
+PHASES = ("clean", "order", "ids", "exact", "signatures", "buckets", "near", "write")
 DECIDE_NOTHING = ("tasks", "executor", "examples", "allow_unpinned")  # keys of `curate` that change no byte of the data set
 BUFFER_BYTES = 64 << 20  # of documents waiting for their shards, per task
+IDS_AT_ONCE = 1 << 22  # hashes of ids compared in memory
 COLUMNS = ("text", "id", "group", "language", "license", "content_hash", "source")
 
 
@@ -107,7 +110,7 @@ def _tasks_of(phase: str, plan: CuratePlan) -> int:
     """How many tasks a phase has; 0 leaves it out."""
     settings = plan.recipe.need_curate()
     near, exact = settings.near_copies.enabled, settings.exact_copies == "drop"
-    counts = {"clean": settings.tasks, "order": settings.shards, "exact": int(exact), "write": settings.shards}
+    counts = {"clean": settings.tasks, "order": settings.shards, "ids": 1, "exact": int(exact), "write": settings.shards}
     counts |= {"signatures": near * settings.shards, "buckets": near * settings.near_copies.buckets, "near": int(near)}
     return counts[phase]
 
@@ -195,9 +198,10 @@ def clean_sources(partial: Path, plan: CuratePlan, rank: int) -> None:
             language = record.language or "unknown"
             if reason is not None:
                 shown = record.text if text is None else text
-                size = _bytes(shown)
-                ledger.dropped[source.name, reason, language] += 1
-                ledger.dropped_bytes[source.name, reason, language] += size
+                key = (source.name, reason, language)
+                ledger.dropped[key] += 1
+                ledger.dropped_bytes[key] += _bytes(shown)
+                ledger.dropped_tokens[key] += 0 if text is None else len(code_tokens(text))
                 dropped.add(shown, source.name, record.id, reason, language, detail)
                 continue
             assert text is not None
@@ -224,7 +228,7 @@ def _cleaned(
         return text, reason, ", ".join(licenses)
     reason = clean.why_dropped(text, record.language, own, settings)
     if reason is not None:
-        return text, reason, ""
+        return text, reason, clean.measured(text, reason)[0]
     hits = index.hits(text, settings.decontamination.overlap) if index is not None else []
     if hits:
         ledger.contaminated[(hits[0].benchmark,)] += 1
@@ -365,28 +369,68 @@ def read_parquet(path: Path) -> Iterator[Any]:
 
 
 def order_shard(partial: Path, plan: CuratePlan, shard: int) -> None:
-    """A shard's documents by source, group and id; ids that a source gives twice get a number; content hashes."""
+    """A shard's documents by source, group and id; hashes of their ids and contents."""
     from datatrove.pipeline.dedup.exact_dedup import ExactDedupSignature
 
-    ledger = Ledger()
     documents = [
         item for path in sorted((partial / "cleaned" / f"{shard:05d}").glob("*.parquet")) for item in read_parquet(path)
     ]
     documents.sort(key=_place)
-    times: dict[tuple[str, str], int] = {}
-    for document in documents:
-        key = (document.metadata["source"], document.id)
-        times[key] = times.get(key, 0) + 1
-        if times[key] > 1:
-            ledger.repeated_ids[(key[0],)] += 1
-            document.id = f"{document.id}~{times[key]}"
     writer = _Parquet(partial / "ordered" / f"{shard:05d}.parquet", COLUMNS)
     for start in range(0, len(documents), 1000):
         writer.write(documents[start : start + 1000])
     writer.close()
+    names = (f"{document.metadata['source']}\0{_without_number(document.id)[0]}" for document in documents)
+    hashes = np.fromiter((xxhash.xxh64_intdigest(name.encode()) for name in names), np.uint64, len(documents))
+    (partial / "ids").mkdir(exist_ok=True)
+    np.save(partial / "ids" / f"{shard:05d}.npy", hashes)
     if plan.recipe.need_curate().exact_copies == "drop":
         ExactDedupSignature(str(partial / "exact" / "signatures"), _exact_config()).run(iter(documents), shard, 1)
-    ledger.save(partial / "ledgers" / f"order-{shard:05d}.json")
+
+
+def _without_number(identity: str) -> tuple[str, str]:
+    """An id without the number of a repeated one, and that number. Example: `a.py~2` gives `a.py` and `2`"""
+    base, mark, number = identity.rpartition("~")
+    return (base, number) if mark and number.isdecimal() and number.isascii() else (identity, "")
+
+
+def number_ids(partial: Path, plan: CuratePlan, _rank: int) -> None:
+    """How often each id stood before, for those that stand more than once: by shard, place -> number of its time.
+
+    Ids are compared by hashes of what is left without a number of ours, a part of all hashes at a time.
+    """
+    hashes = [
+        np.load(partial / "ids" / f"{shard:05d}.npy", mmap_mode="r") for shard in range(plan.recipe.need_curate().shards)
+    ]
+    again: list[dict[str, int]] = [{} for _ in hashes]
+    parts = 1 + sum(map(len, hashes)) // IDS_AT_ONCE
+    for part in range(parts):
+        found = [np.flatnonzero(own % np.uint64(parts) == part) for own in hashes]
+        values = np.concatenate([own[places] for own, places in zip(hashes, found, strict=True)])
+        shards = np.repeat(np.arange(len(hashes)), [len(places) for places in found])
+        places = np.concatenate(found)
+        order = np.argsort(values, kind="stable")  # equal ones stay in the order of shards and places
+        starts = np.flatnonzero(np.diff(values[order], prepend=~values[order][:1]))
+        ends = np.append(starts, len(order))[1:]
+        for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
+            for time, index in enumerate(order[start:end], 1):
+                again[shards[index]][str(places[index])] = time
+    for shard, times in enumerate(again):
+        write_json(partial / "ids" / f"again-{shard:05d}.json", times)
+
+
+def ordered(partial: Path, shard: int) -> Iterator[Any]:
+    """Documents of a shard in their order; an id that stands a second time, here or in another shard, has a number."""
+    again = _again(partial, shard)
+    for place, document in enumerate(read_parquet(partial / "ordered" / f"{shard:05d}.parquet")):
+        if str(place) in again:
+            (base, number), time = _without_number(document.id), again[str(place)]
+            document.id = base if time == 1 and not number else f"{base}~{time}"
+        yield document
+
+
+def _again(partial: Path, shard: int) -> dict[str, int]:
+    return read_json(partial / "ids" / f"again-{shard:05d}.json")
 
 
 def _place(document: Any) -> tuple[str, ...]:
@@ -429,9 +473,7 @@ def _exact_copies(partial: Path, shard: int) -> set[int]:
 def distinct(partial: Path, shard: int) -> Iterator[tuple[int, Any]]:
     """Documents of a shard that are no exact copies, numbered."""
     copies = _exact_copies(partial, shard)
-    documents = (
-        item for place, item in enumerate(read_parquet(partial / "ordered" / f"{shard:05d}.parquet")) if place not in copies
-    )
+    documents = (item for place, item in enumerate(ordered(partial, shard)) if place not in copies)
     return enumerate(documents)
 
 
@@ -475,6 +517,7 @@ def write_shard(partial: Path, plan: CuratePlan, shard: int) -> None:
     ledger, dropped = Ledger(), DroppedWriter(partial / "dropped" / f"write-{shard:05d}.parquet")
     copies, near = _exact_copies(partial, shard), partial / "near" / f"copies-{shard:05d}.json"
     near_copies = read_json(near) if settings.near_copies.enabled else {}
+    again = _again(partial, shard)
     columns = tuple(name for name in COLUMNS if name != "source")
     writers = {
         source.name: _Parquet(partial / "written" / source.name / f"{shard:05d}.parquet", columns) for source in plan.sources
@@ -482,9 +525,10 @@ def write_shard(partial: Path, plan: CuratePlan, shard: int) -> None:
     waiting: dict[str, list[Any]] = {}
     groups: set[tuple[str, str]] = set()
     place = -1
-    for number, document in enumerate(read_parquet(partial / "ordered" / f"{shard:05d}.parquet")):
+    for number, document in enumerate(ordered(partial, shard)):
         facts, size = document.metadata, len(document.text.encode())
         source, language = facts["source"], facts["language"]
+        ledger.repeated_ids[(source,)] += again.get(str(number), 1) > 1
         reason, detail = ("exact_copy", facts["content_hash"]) if number in copies else (None, "")
         if reason is None:
             place += 1
@@ -493,6 +537,7 @@ def write_shard(partial: Path, plan: CuratePlan, shard: int) -> None:
         if reason is not None:
             ledger.dropped[source, reason, language] += 1
             ledger.dropped_bytes[source, reason, language] += size
+            ledger.dropped_tokens[source, reason, language] += len(code_tokens(document.text))
             dropped.add(document.text, source, document.id, reason, language, detail)
             continue
         key = (source, language, " + ".join(sorted(facts["license"])) or "unknown")
@@ -517,6 +562,7 @@ def write_shard(partial: Path, plan: CuratePlan, shard: int) -> None:
 _RUN: dict[str, Callable[[Path, CuratePlan, int], None]] = {
     "clean": clean_sources,
     "order": order_shard,
+    "ids": number_ids,
     "exact": find_exact,
     "signatures": sign_shard,
     "buckets": fill_bucket,

@@ -8,9 +8,11 @@ read is kept or counted under one reason, by source; `manifest_of` refuses sums 
 from __future__ import annotations
 
 import difflib
+import heapq
 import json
 import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ import yaml
 from codetune import artifacts
 from codetune.artifacts import as_bytes, read_json, write_json
 from codetune.recipe import CurateSettings, Recipe
+from data_pipelines.clean import measured
 from data_pipelines.documents import SourcePlan
-from data_pipelines.ledger import Ledger, by, dropped_documents, examples
+from data_pipelines.ledger import KEPT_CHARACTERS, Ledger, by, dropped_documents, examples
 from data_pipelines.redact import redact
 
 MANIFEST, PAGE, SUMMARY, PAIRS = "curate.json", "statistics.md", "summary.txt", "pairs.jsonl"
+EXCERPT_CHARACTERS = 300  # of an example on the page
+BAR_CHARACTERS = 30  # of the longest bar
 SHOWN_LINES = 60  # of a document, or of a difference, on the terminal
 
 
@@ -50,13 +55,14 @@ def manifest_of(
             "bytes": by(ledger.kept_bytes, 0).get((name,), 0),
             "tokens": by(ledger.kept_tokens, 0).get((name,), 0),
             "groups": ledger.kept_groups[(name,)],
-            "drops": {reason: count for (own, reason), count in reasons.items() if own == name},
-            "dropped_bytes": {
-                reason: count for (own, reason), count in by(ledger.dropped_bytes, 0, 1).items() if own == name
-            },
+            "drops": _of(reasons, name),
+            "dropped_bytes": _of(by(ledger.dropped_bytes, 0, 1), name),
+            "dropped_tokens": _of(by(ledger.dropped_tokens, 0, 1), name),
             "drops_by_language": _nested(ledger.dropped, name, 1, 2),
-            "languages": {language: count for (own, language), count in languages.items() if own == name},
-            "licenses": {licence: count for (own, licence), count in by(ledger.kept, 0, 2).items() if own == name},
+            "languages": _of(languages, name),
+            "language_bytes": _of(by(ledger.kept_bytes, 0, 1), name),
+            "language_tokens": _of(by(ledger.kept_tokens, 0, 1), name),
+            "licenses": _of(by(ledger.kept, 0, 2), name),
             "redacted": {kind: count for (own, kind), count in sorted(ledger.redacted.items()) if own == name},
             "redacted_documents": ledger.redacted_documents[(name,)],
             "repeated_ids": ledger.repeated_ids[(name,)],
@@ -72,6 +78,11 @@ def manifest_of(
         "near_copies": near,
         "versions": artifacts.software_versions(),
     }
+
+
+def _of(sums: dict[tuple[str, ...], int], source: str) -> dict[str, int]:
+    """What belongs to a source. Example: {(a, x): 1, (b, x): 2} of a -> {x: 1}"""
+    return {rest: count for (own, rest), count in sums.items() if own == source}
 
 
 def _nested(counter: Any, source: str, first: int, second: int) -> dict[str, dict[str, int]]:
@@ -104,6 +115,11 @@ def summary(manifest: dict[str, Any]) -> str:
         if source["drops"]:
             lines.append(
                 f"dropped from {name}: " + ", ".join(f"{reason} {count:,}" for reason, count in source["drops"].items())
+            )
+    for name, source in manifest["sources"].items():
+        if not source["documents"]:
+            lines.append(
+                f"nothing is left of {name}: " + ("all of it was dropped" if source["drops"] else "it has no document")
             )
     if manifest["benchmarks"] is not None:
         read, missing = manifest["benchmarks"]["read"], manifest["benchmarks"]["missing"]
@@ -191,9 +207,15 @@ def _counts_table(sources: dict[str, Any]) -> list[str]:
 
 def _drops_table(sources: dict[str, Any]) -> list[str]:
     return _table(
-        ["source", "reason", "documents", "bytes"],
+        ["source", "reason", "documents", "bytes", "tokens"],
         [
-            [name, reason, f"{count:,}", f"{source['dropped_bytes'].get(reason, 0):,}"]
+            [
+                name,
+                reason,
+                f"{count:,}",
+                f"{source['dropped_bytes'].get(reason, 0):,}",
+                f"{source['dropped_tokens'].get(reason, 0):,}",
+            ]
             for name, source in sources.items()
             for reason, count in sorted(source["drops"].items(), key=lambda item: -item[1])
         ],
@@ -239,9 +261,15 @@ def write_page(curation: Path, manifest: dict[str, Any], settings: CurateSetting
     )
     lines += ["", "## Kept, by language", ""]
     lines += _table(
-        ["source", "language", "documents"],
+        ["source", "language", "documents", "bytes", "tokens"],
         [
-            [name, language, f"{count:,}"]
+            [
+                name,
+                language,
+                f"{count:,}",
+                f"{source['language_bytes'][language]:,}",
+                f"{source['language_tokens'][language]:,}",
+            ]
             for name, source in sources.items()
             for language, count in source["languages"].items()
         ],
@@ -261,20 +289,24 @@ def write_page(curation: Path, manifest: dict[str, Any], settings: CurateSetting
     for (source, reason), rows in examples(curation / "dropped", settings.examples).items():
         lines += [f"### {source}: {reason}", ""]
         for row in rows:
-            text = redact(row["text"], ("keys", "emails", "ip_addresses"))[0]
+            text = redact(row["text"], ("keys", "emails", "ip_addresses"))[0]  # whole: half a key would not be known
+            start = measured(text, reason)[1]
+            text = _visible(text[start : start + EXCERPT_CHARACTERS])
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-            detail = f": {row['detail']}" if row["detail"] else ""
-            lines += [f"`{row['id']}`{detail}", "", f"{fence}text", text, fence, ""]
+            said = why(row)
+            lines += [f"`{row['id']}`{': ' if said else ''}{said}", "", f"{fence}text", text, fence, ""]
     (curation / PAGE).write_text("\n".join(lines), encoding="utf-8")
     (curation / SUMMARY).write_text(summary(manifest) + "\n", encoding="utf-8")
 
 
 def _length_lines(lengths: dict[str, dict[str, int]]) -> list[str]:
-    rows = []
+    rows, most = [], max(lengths["read"].values(), default=1)
     for start in sorted({*lengths["read"], *lengths["kept"]}, key=int):
         read, kept = lengths["read"].get(start, 0), lengths["kept"].get(start, 0)
-        rows.append([f"{int(start):,} to {2 * int(start) - 1:,}", f"{read:,}", f"{kept:,}"])
-    return _table(["characters", "read", "kept"], rows)
+        full, all_of_it = -(-BAR_CHARACTERS * kept // most), -(-BAR_CHARACTERS * max(read, kept) // most)
+        bar = "█" * full + "░" * (all_of_it - full)
+        rows.append([f"{int(start):,} to {2 * int(start) - 1:,}", f"{read:,}", f"{kept:,}", bar])
+    return _table(["characters", "read", "kept", "█ kept, ░ dropped"], rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -290,20 +322,23 @@ def show(recipe: Recipe, reason: str, count: int) -> str:
     curation = recipe.curated_dir.with_name("curation")
     if not (curation / PAGE).is_file():
         raise ValueError(f"{curation}: nothing was curated there yet; run the same command without --show first")
-    rows = sorted(dropped_documents(curation / "dropped", [reason]), key=lambda row: (row["source"], row["id"]))
-    if not rows:
-        known = sorted({row["reason"] for row in dropped_documents(curation / "dropped")})
+    drops = Counter[str]()
+    for source in read_json(recipe.curated_dir / MANIFEST)["sources"].values():
+        drops.update(source["drops"])
+    if not drops[reason]:
+        known = sorted(drops)
         raise ValueError(f"nothing was dropped for {reason!r}; there are {', '.join(known) or 'no drops'}")
-    shown = rows[:count]
+    rows = dropped_documents(curation / "dropped", [reason])
+    shown = heapq.nsmallest(count, rows, key=lambda row: (row["source"], row["id"]))
     kept = _kept_texts(
         recipe.curated_dir, {tuple(json.loads(row["detail"])[:2]) for row in shown} if reason == "near_copy" else set()
     )
-    parts = [f"{len(rows):,} documents were dropped for {reason}; {len(shown)} of them:"]
+    parts = [f"{drops[reason]:,} documents were dropped for {reason}; {len(shown)} of them:"]
     for row in shown:
         if reason == "near_copy":
-            source, identity, similarity = json.loads(row["detail"])
-            parts.append(f"--- {row['source']} {row['id']}, {similarity:.2f} alike to {source} {identity}, which is kept")
-            other = kept.get((source, identity), "")
+            source, identity, _ = json.loads(row["detail"])
+            parts.append(f"--- {row['source']} {row['id']}, {why(row)}")
+            other = kept[source, identity][:KEPT_CHARACTERS]  # as much as there is of the other
             parts.append(
                 _clipped(
                     "\n".join(
@@ -312,18 +347,27 @@ def show(recipe: Recipe, reason: str, count: int) -> str:
                 )
             )
         elif reason == "contaminated":
-            hits = [
-                f"{hit['share']:.0%} of the {hit['kind']} of {hit['benchmark']} {hit['problem']}"
-                for hit in json.loads(row["detail"])
-            ]
             parts += [
-                f"--- {row['source']} {row['id']} holds {'; '.join(hits)}",
+                f"--- {row['source']} {row['id']} {why(row)}",
                 _problem_text(recipe, json.loads(row["detail"])[0]),
             ]
             parts += ["--- the document:", _clipped(row["text"])]
         else:
-            parts += [f"--- {row['source']} {row['id']} {row['detail']}", _clipped(row["text"])]
+            parts += [f"--- {row['source']} {row['id']} {why(row)}".rstrip(), _clipped(row["text"])]
     return "\n".join(parts)
+
+
+def why(row: dict[str, Any]) -> str:
+    """What a dropped document's entry says beside its reason, in words."""
+    if row["reason"] == "near_copy":
+        source, identity, similarity = json.loads(row["detail"])
+        return f"{similarity:.2f} alike to {source} {identity}, which is kept"
+    if row["reason"] == "contaminated":
+        hits = json.loads(row["detail"])
+        return "holds " + "; ".join(
+            f"{hit['share']:.0%} of the {hit['kind']} of {hit['benchmark']} {hit['problem']}" for hit in hits
+        )
+    return f"content hash {row['detail']}, as one that is kept" if row["reason"] == "exact_copy" else row["detail"]
 
 
 def _problem_text(recipe: Recipe, hit: dict[str, Any]) -> str:
@@ -336,10 +380,15 @@ def _problem_text(recipe: Recipe, hit: dict[str, Any]) -> str:
 
 
 def _clipped(text: str) -> str:
-    lines = text.splitlines()
+    lines = _visible(text).splitlines()
     return "\n".join(
         lines[:SHOWN_LINES] + ([f"... {len(lines) - SHOWN_LINES} lines more"] if len(lines) > SHOWN_LINES else [])
     )
+
+
+def _visible(text: str) -> str:
+    r"""A text without characters that a terminal obeys. Example: an escape becomes `\x1b`; tabs and line ends stay."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _kept_texts(dataset: Path, wanted: set[tuple[Any, ...]]) -> dict[tuple[str, str], str]:

@@ -16,7 +16,6 @@ from typing import Any
 from codetune.artifacts import read_json, write_json
 
 KEPT_CHARACTERS = 20_000  # of a dropped document, to look at
-EXCERPT_CHARACTERS = 300
 FLUSH_BYTES = 32 << 20
 
 
@@ -28,6 +27,7 @@ class Ledger:
         self.read_bytes: Counter[tuple[str, ...]] = Counter()
         self.dropped: Counter[tuple[str, ...]] = Counter()  # source, reason, language -> documents
         self.dropped_bytes: Counter[tuple[str, ...]] = Counter()
+        self.dropped_tokens: Counter[tuple[str, ...]] = Counter()  # of texts; what could not be read as one has none
         self.kept: Counter[tuple[str, ...]] = Counter()  # source, language, licence -> documents
         self.kept_bytes: Counter[tuple[str, ...]] = Counter()
         self.kept_tokens: Counter[tuple[str, ...]] = Counter()
@@ -122,7 +122,7 @@ def examples(folder: Path, count: int) -> dict[tuple[str, str], list[dict[str, A
     for row in dropped_documents(folder):
         rank = hashlib.blake2b(f"{row['source']}\0{row['id']}\0{row['text']}".encode(), digest_size=8).digest()
         best = chosen.setdefault((row["source"], row["reason"]), [])
-        best.append((rank, {**row, "text": row["text"][:EXCERPT_CHARACTERS]}))
+        best.append((rank, row))
         best.sort(key=lambda item: item[0])
         del best[count:]
     return {key: [row for _, row in rows] for key, rows in sorted(chosen.items())}

@@ -1,9 +1,9 @@
 """Texts as 64-bit hashes of neighbouring words: what near copies and benchmark overlap are told by.
 
 What comes in: a text. What goes out: numpy arrays. `code_tokens` are words, numbers and single marks, whitespace left
-out, so that a reformatted file has the same ones; `words` are words and numbers in lower case, so that quotes, brackets
-and commas make no difference either. A token is hashed once per process (xxhash), n neighbours are put together with
-array arithmetic: ten times as fast as joining and hashing strings, and two different shingles are equal with a
+out, so that a reformatted file has the same ones; `words` are those of `decontaminate.py`, in lower case, so that quotes,
+brackets and commas make no difference either. A token is hashed once per process (xxhash), n neighbours are put together
+with array arithmetic: ten times as fast as joining and hashing strings, and two different shingles are equal with a
 probability of 2^-64.
 """
 
@@ -14,8 +14,9 @@ import re
 import numpy as np
 import xxhash
 
+from data_pipelines.decontaminate import words_of
+
 _CODE = re.compile(r"\w+|[^\w\s]")
-_WORDS = re.compile(r"\w+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 CACHED_TOKENS = 1 << 16  # some 10 MB
@@ -41,7 +42,7 @@ def code_tokens(text: str) -> np.ndarray:
 
 def words(text: str) -> np.ndarray:
     """Hashes of the words of a text, in order. Example: `f("A b", 1)` has the words f, a, b, 1"""
-    return np.fromiter(map(_hash_of, _WORDS.findall(text.lower())), np.uint64)
+    return np.fromiter(map(_hash_of, words_of(text)), np.uint64)
 
 
 def shingles(tokens: np.ndarray, count: int) -> np.ndarray:

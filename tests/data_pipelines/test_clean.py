@@ -8,7 +8,7 @@ import string
 import pytest
 
 from codetune.recipe import CodeFilterSettings, LicenseSettings, TextFilterSettings
-from data_pipelines.clean import identify_language, why_license, why_no_code, why_no_text
+from data_pipelines.clean import identify_language, measured, why_license, why_no_code, why_no_text
 from data_pipelines.redact import redact
 
 ALL = ("keys", "emails", "ip_addresses")
@@ -32,6 +32,25 @@ FUNCTION = "def area(width, height):\n    # the product of both sides\n    retur
 )
 def test_code_is_dropped_under_the_first_rule_that_it_breaks(text: str, reason: str | None) -> None:
     assert why_no_code(text, CodeFilterSettings()) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "words", "place"),
+    [
+        ("x = 1\n", "too_short", "6 characters", 0),
+        ("ab\n" + "x" * 1200 + "\n", "long_line", "line 2 has 1,200 characters", 3),
+        ("ab\nabcdefg\n", "long_lines_on_average", "4 characters a line", 0),  # 2 and 7
+        ("go(x)\n1, 2\n3, 4\n", "data_as_code", "50% in lines of literals", 6),  # 8 of 16
+        ("a" * 98 + "\x01\x02", "binary", "2.0% control characters", 58),
+        ("a1+-", "few_alphanumerics", "50% letters and digits", 0),
+        ("a1 -", "minified", "25% whitespace", 0),
+        ("a1 -", "few_letters", "25% letters", 0),
+        ("# MIT\n", "license_not_allowed", "", 0),
+        ("", "binary", "", 0),
+    ],
+)
+def test_what_was_found_is_said_and_where(text: str, reason: str, words: str, place: int) -> None:
+    assert measured(text, reason) == (words, place)
 
 
 def test_rules_of_text() -> None:

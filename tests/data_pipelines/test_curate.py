@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 import zstandard
@@ -30,7 +31,7 @@ from slurm_cluster import real_slurm  # noqa: E402
 
 from codetune.artifacts import read_json  # noqa: E402
 from codetune.recipe import SourceSettings, load_recipe  # noqa: E402
-from data_pipelines.curate import curate, distribution_licenses  # noqa: E402
+from data_pipelines.curate import curate, distribution_licenses, shard_of  # noqa: E402
 from data_pipelines.curated import push, show  # noqa: E402
 from data_pipelines.documents import Drops, plan_source, read_documents  # noqa: E402
 
@@ -144,6 +145,30 @@ def test_every_document_is_kept_or_counted_under_one_reason(write_recipe: Callab
     assert sum(source["lengths"]["kept"].values()) == source["documents"]
     assert sum(source["languages"].values()) == sum(source["licenses"].values()) == source["documents"]
     assert source["licenses"]["Apache-2.0 + MIT"] == 1
+    assert sum(source["language_tokens"].values()) == source["tokens"] > 0
+    assert sum(source["language_bytes"].values()) == source["bytes"] > 0
+    # x, =, 1; one long name, =, 1; what has no text has no tokens
+    assert [source["dropped_tokens"][reason] for reason in ("too_short", "long_line", "missing_text_value")] == [3, 3, 0]
+
+
+def test_ids_are_unique_over_repositories_and_shards(write_recipe: Callable[..., Path], corpus: Path) -> None:
+    """The same path in several repositories, whose shards are not the same; and one that looks like a repeated one."""
+    for path in corpus.iterdir():
+        path.unlink()
+    groups = {shard_of(f"repo{number}", 2): f"repo{number}" for number in range(20)}
+    repos = [groups[0], groups[1], groups[1], groups[0]]
+    paths = ["setup.py", "setup.py", "setup.py", "setup.py~2"]
+    rows = [record(code(number), number, path=paths[number], repo=repos[number]) for number in range(4)]
+    rows += [record(code(9), 9), record(code(10), 10, path="notes.txt~7")]
+    (corpus / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    datasets = [curate(load_recipe(write_recipe(f"tasks{tasks}", tasks=tasks))) for tasks in (1, 2)]
+    source = read_json(datasets[0] / "curate.json")["sources"]["code"]
+    found = [row for path in sorted(datasets[0].rglob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    names = ["setup.py", "setup.py~2", "setup.py~3", "setup.py~4"]
+    assert sorted(row["id"] for row in found) == sorted([*names, "file9.py", "notes.txt~7"])
+    assert source["repeated_ids"] == 3 and source["documents"] == 6
+    assert {row["text"]: row["group"] for row in found} == {row["text"]: row["repo"] for row in rows}
+    assert contents(datasets[0]) == contents(datasets[1])
 
 
 def test_the_data_set_is_read_by_datasets_and_by_a_recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -220,12 +245,25 @@ def test_what_was_dropped_can_be_looked_at(write_recipe: Callable[..., Path]) ->
     ].startswith("return")
     assert "1.00 alike to code file" in said
     assert "GPL-3.0-only" in show(recipe, "license_not_allowed", 5)
+    assert "line 1 has 1,204 characters" in show(recipe, "long_line", 5)
     with pytest.raises(ValueError, match="there are exact_copy, license_not_allowed"):
         show(recipe, "boredom", 5)
     page = (dataset.with_name("curation") / "statistics.md").read_text()
     for reason in DROPPED:
         assert f"### code: {reason}" in page
-    assert "AKIA" not in page
+    assert "AKIA" not in page and "1.00 alike to code file" in page
+    lengths = [line.split("|")[2:5] for line in page.splitlines() if line.startswith("| 256 to 511 |")]
+    [(read, kept, bar)] = [[part.strip() for part in parts] for parts in lengths]
+    assert int(read) > int(kept) > 0 and bar == "█" * bar.count("█") + "░" * bar.count("░")
+    assert bar.count("█") + bar.count("░") == 30 and bar.count("█") == -(-30 * int(kept) // int(read))
+
+
+def test_what_a_terminal_would_obey_is_written_out(write_recipe: Callable[..., Path], corpus: Path) -> None:
+    (corpus / "more.jsonl").write_text(json.dumps(record(code(50) + "# \x1b[2J\x07\x1b[2J\x07\x1b[2J\x07\r\n", 200)))
+    recipe = load_recipe(write_recipe())
+    curate(recipe)
+    said = show(recipe, "binary", 5)
+    assert "\\x1b[2J\\x07" in said and "\x1b" not in said and "control characters" in said
 
 
 # ---------------------------------------------------------------------------------------------------------------------
