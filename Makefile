@@ -37,11 +37,11 @@ DATA ?=#                                         eval: folder with the benchmark
 FORCE ?=#                                        bench: 1 measures again what has a result
 REPO ?=#                                         publish, curate: owner/name on the Hub; publish, none: codetune-SIZE-STAGE of the token's owner
 DRY_RUN ?=#                                      publish, curate, try: 1 lists what would go and sends nothing
-CHECKPOINT ?=#                                   publish, try: the step of a checkpoint instead of the finished model
+CHECKPOINT ?=#                                   eval, eval-table, publish, try: the step of a checkpoint instead of the finished model
 ADAPTER ?=#                                      publish: 1 the adapter of a LoRA run instead of the merged model
 TAG ?=#                                          publish: a name for the commit, as for a release (REVISION=: a branch)
 PUBLISH ?=#                                      publish, curate, try: more flags for the Hub, such as PUBLISH="--public"
-RUN ?=#                                          report, watch: runs by name; none: every run of SIZE (PORT=8000)
+RUN ?=#                                          report, watch: runs by name; none: every run of SIZE (PORT=8000); eval-table: curves of
 PORT ?=#                                         watch, try: where it listens, on this machine alone
 PYTEST_ARGS ?=#                                  test: such as PYTEST_ARGS="tests/codetune -k recipe"
 PYTHON ?= python3#                               the Python that makes the virtual environment; 3.11 or newer
@@ -298,14 +298,20 @@ try: $(SET_UP) $(VENV)/.stamp-try ## a page to try a checkpoint on: completion, 
 # eval/ is a folder too; results go beside the checkpoint, or to RUNS/eval for a model of somebody else's.
 EVAL_SUITE = $(or $(strip $(SUITE)),$(if $(wildcard recipes/eval/$(SIZE).yaml),$(SIZE),tiny))
 EVAL_STAGE = $(RUNS)/$(SIZE)/$(call run_name,$(STAGE))
-EVAL_OUT = $(if $(MODEL),$(RUNS)/eval/$(subst /,--,$(MODEL)),$(EVAL_STAGE)/eval)/$(EVAL_SUITE)$(addprefix -rope-,$(strip $(ROPE_BASE)))
-eval: $(SET_UP) ## benchmarks of a stage's checkpoint (STAGE=stage1), or of MODEL=; SUITE=table2, DATA=folder: .../eval/SUITE
+EVAL_MODEL = $(or $(strip $(MODEL)),$(EVAL_STAGE)/$(if $(strip $(CHECKPOINT)),checkpoints/checkpoint-$(strip $(CHECKPOINT)),model))
+# Results of a checkpoint stand apart from the finished model's: a card and a report show those of the model alone.
+EVAL_FOLDER = $(EVAL_STAGE)/eval$(addprefix /checkpoint-,$(strip $(CHECKPOINT)))
+EVAL_OUT = $(if $(MODEL),$(RUNS)/eval/$(subst /,--,$(MODEL)),$(EVAL_FOLDER))/$(EVAL_SUITE)$(addprefix -rope-,$(strip $(ROPE_BASE)))
+eval: $(SET_UP) ## benchmarks of a stage's model (STAGE=stage1), of its CHECKPOINT=, or of MODEL=; SUITE=table2, DATA=folder: .../eval/SUITE
 	$(need_chosen)
-	@$(PY) -m eval.run --suite recipes/eval/$(EVAL_SUITE).yaml --model $(or $(MODEL),$(EVAL_STAGE)/model) --out $(EVAL_OUT) \
+	@test -z '$(strip $(MODEL))' -o -z '$(strip $(CHECKPOINT))' || { echo 'error: CHECKPOINT=$(CHECKPOINT) is of a stage here, and MODEL=$(MODEL) is not; give one of them' >&2; exit 2; }
+	@test -z '$(strip $(CHECKPOINT))' -o -d '$(EVAL_MODEL)' || { echo "error: $(EVAL_MODEL) is not there; the run keeps $$(ls $(EVAL_STAGE)/checkpoints 2> /dev/null | tr '\n' ' ')" >&2; exit 2; }
+	@$(PY) -m eval.run --suite recipes/eval/$(EVAL_SUITE).yaml --model $(EVAL_MODEL) --out $(EVAL_OUT) \
 	  $(if $(wildcard $(EVAL_STAGE)/rows/manifest.json),--rows $(EVAL_STAGE)/rows) $(if $(DATA),--data $(DATA)) $(if $(ROPE_BASE),--rope-base $(ROPE_BASE)) $(if $(filter tasks.%,$(SET)),--set $(filter tasks.%,$(SET)))
 
 eval-table: $(SET_UP) ## results beside the paper's and beside others: RESULTS="ours others" (none: those of eval); PICTURES=folder
-	@$(PY) -m eval.table $(or $(RESULTS),$(EVAL_OUT)) $(if $(PICTURES),--pictures $(PICTURES)) $(if $(wildcard $(EVAL_STAGE)/metrics.jsonl),--runs $(EVAL_STAGE))
+	@$(PY) -m eval.table $(or $(RESULTS),$(EVAL_OUT)) $(if $(PICTURES),--pictures $(PICTURES)) \
+	  --runs $(or $(foreach name,$(RUN),$(RUNS)/$(SIZE)/$(name)),$(if $(wildcard $(EVAL_STAGE)/metrics.jsonl),$(EVAL_STAGE)))
 
 sandbox: $(SET_UP) ## which isolation of untrusted programs works on this machine, and why others do not
 	@$(PY) -m codetune.sandbox check

@@ -88,15 +88,17 @@ class Apps(Task):
     most_failing = 0.1
     stops = ("\nQ:",)
 
+    def asked_by_design(self, problems: list[ContestProblem]) -> list[ContestProblem]:
+        return [one for one in problems if one.inputs]
+
     def select(self, problems: list[ContestProblem]) -> list[ContestProblem]:
         """Those of the levels that are asked for, with tests."""
         wrong = set(self.settings.levels) - set(APPS_LEVELS)
         if wrong:
             raise ValueError(f"tasks.{self.name}.levels: {', '.join(sorted(wrong))}; there are {', '.join(APPS_LEVELS)}")
-        kept = [one for one in problems if not self.settings.levels or one.level in self.settings.levels]
-        with_tests = [one for one in kept if one.inputs]
-        self.without_tests = len(kept) - len(with_tests)
-        return super().select(with_tests)
+        with_tests = [one for one in problems if one.inputs]
+        self.without_tests = len(problems) - len(with_tests)
+        return super().select([one for one in with_tests if not self.settings.levels or one.level in self.settings.levels])
 
     def notes(self) -> dict[str, Any]:
         return {"without tests, left out": self.without_tests} if self.without_tests else {}
@@ -171,7 +173,7 @@ class Apps(Task):
             counts = [(len(given), sum(bool(grade.passed) for grade in given)) for given in found]
             for k in self.settings.k if counts else ():
                 name = f"{level}/pass@{k}"
-                made[name] = scores.pass_at_k_score(counts, k, self.settings.decoding, self.settings.seed)
+                made[name] = scores.pass_at_k_score(counts, k, self.decoding, self.settings.seed)
         return made
 
 

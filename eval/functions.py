@@ -98,11 +98,9 @@ class Mbpp(Task):
         )
         self.stops = ("[DONE]",) if self.form == "three-shot" else ("[/PYTHON]",)
 
-    def select(self, problems: list[TaskProblem]) -> list[TaskProblem]:
-        """The test split, unless problems are named."""
-        if not self.settings.ids:
-            problems = [problem for problem in problems if problem.number in MBPP_TEST]
-        return super().select(problems)
+    def asked_by_design(self, problems: list[TaskProblem]) -> list[TaskProblem]:
+        """The test split."""
+        return [problem for problem in problems if problem.number in MBPP_TEST]
 
     def question(self, problem: TaskProblem, asker: Asker) -> Question:
         if self.form == "three-shot":

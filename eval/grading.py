@@ -43,6 +43,7 @@ class Graded:
     notes: dict[str, int]
     seconds: float
     graded_now: int
+    bytes_before: int = 0  # of the file of grades, before those of this run
 
 
 class LineFile:
@@ -89,6 +90,7 @@ def grade_answers(
     """
     by_id = {question.id: question for question in questions}
     file = LineFile(path)
+    bytes_before = path.stat().st_size
     start = time.monotonic()
     try:
         known = {(row["prompt_id"], row["sample"]): row for row in file.rows if row["task"] == task.fingerprint}
@@ -139,8 +141,8 @@ def grade_answers(
     for (prompt_id, _), grade in sorted(grades.items(), key=lambda item: item[0]):
         found[prompt_id].append(grade)
     for prompt_id in too_long:
-        found[prompt_id] = [Grade(False, Reason.TOO_LONG)] * task.settings.samples
-    return Graded(found, faults, notes, time.monotonic() - start, len(left))
+        found[prompt_id] = [task.grade_unasked(by_id[prompt_id])] * task.settings.samples
+    return Graded(found, faults, notes, time.monotonic() - start, len(left), bytes_before)
 
 
 def cut_answer(task: Task, question: Question, answer: Answer) -> Cut:
@@ -213,6 +215,22 @@ def check_probes(task: Task, sandbox: Callable[[], Sandbox]) -> None:
                 f"the toolchain of {job.language} ({result.toolchain}) calls a {'right' if right else 'wrong'} program "
                 f"{result.reason}: {result.detail[:200] or result.stderr[:200]}"
             )
+
+
+def check_probes_again(task: Task, sandbox: Callable[[], Sandbox], path: Path, graded: Graded) -> None:
+    """Let the toolchain prove itself behind the last answer, too: one that went in mid-run calls right programs wrong.
+
+    Raises:
+        TaskRefused: it no longer judges rightly; what it judged in this run is taken out of the file of grades.
+    """
+    try:
+        check_probes(task, sandbox)
+    except (ValueError, SandboxError) as error:
+        os.truncate(path, graded.bytes_before)
+        raise TaskRefused(
+            f"a toolchain went or changed while answers were graded, so that the {graded.graded_now} grades of this run are "
+            f"taken back; mend it and run again: {error}"
+        ) from error
 
 
 def check_references(

@@ -13,6 +13,7 @@ is refused.
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -100,7 +101,7 @@ def up_to_line_end(text: str) -> str:
     Example: "\n  a\nb" -> "\n  a\n"
     """
     kept = []
-    for line in text.splitlines(keepends=True):
+    for line in re.split(r"(?<=\n)", text):  # never `splitlines`, which cuts at form feeds and other characters inside lines
         kept.append(line)
         if line.strip():
             break
@@ -112,6 +113,7 @@ class LineInfilling(Infilling):
     """One line taken out of a MultiPL-E solution, in Python, Java and JavaScript; exact match (Allal et al.; Table 6)."""
 
     program = False
+    unasked = "nothing"
 
     def question(self, problem: InfillProblem, asker: Asker) -> Question:
         return self.ask(problem, problem.prefix, problem.suffix, asker)
@@ -133,6 +135,7 @@ class Docstring(Infilling):
     """The docstring of a Python function, by its first line (CodeXGLUE; Table 13)."""
 
     program = False
+    unasked = "nothing"
 
     def question(self, problem: DocstringProblem, asker: Asker) -> Question:
         # The opening quotes and one space are the prefix's, and there are no closing ones (Appendix E).
@@ -186,6 +189,7 @@ class Lines(Task):
     """
 
     program = False
+    unasked = "nothing"
 
     def select(self, problems: list[Any]) -> list[Any]:
         if self.settings.balanced is not None and not self.settings.ids:
@@ -201,6 +205,7 @@ class Lines(Task):
         if len(self.settings.lengths) > 1:
             raise ValueError(f"tasks.{self.name}.lengths: one number of tokens to keep before the line, or none for all")
         self.kept = self.settings.lengths[0] if self.settings.lengths else None
+        self.form = "" if self.kept is None else f"last {self.kept}"
 
     def question(self, problem: Any, asker: Asker) -> Question:
         # The line begins on its own; where a copy of the data ends without the line end, it is put there.

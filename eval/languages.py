@@ -159,7 +159,10 @@ class MultiplE(Task):
     def job(self, program: str, tests: str) -> Job:
         if self.language == "python":
             return Job(program, tests, judge=self.settings.judge, limits=self.limits())
-        return Job(program, tests, language=self.language, judge="same-process", limits=self.limits())
+        try:
+            return Job(program, tests, language=self.language, judge="same-process", limits=self.limits())
+        except ValueError as error:  # the toolchain was there when the task was prepared, and is not any more
+            raise TaskRefused(str(error)) from error
 
     def probes(self) -> list[tuple[Job, bool]]:
         if self.language not in PROBES:

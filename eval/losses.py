@@ -1,7 +1,8 @@
 """Losses instead of text: held-out documents in every layout, a context that grows, keys that are found again.
 
 What comes in: a model opened by the transformers engine, and documents: the held-out ones of packed rows (`--rows`), or for
-the last two the files that `--data` has. What goes out: flat figures, in nats.
+the last two the files that `--data` has. What goes out: flat figures, in nats; shares of keys are scores, with an interval
+over prompts. The last two write a line for each document and each prompt as it is measured, and a killed run goes on there.
 
     held-out   per source: plain text, and the middle in PSM and SPM beside plain text with the same border, and the end
     token context    `position/<to>`: mean loss of the tokens at positions up to there; `last/<length>`: of the last
@@ -17,18 +18,21 @@ devices.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from codetune import adapter
-from codetune.artifacts import HELD_OUT, HELD_OUT_CUTS, MANIFEST, HeldOutSample, read_held_out, read_json
-from codetune.long_probes import key_figures, key_prompt
+from codetune.artifacts import HELD_OUT, HELD_OUT_CUTS, MANIFEST, HeldOutSample, hash_json, read_held_out, read_json
+from codetune.long_probes import Row, key_prompt, target_results
 from codetune.probes import held_out_losses, source_groups
 from codetune.problems import ContestProblem, DataMissing, load_problems
 from codetune.tokens import Codec
+from eval import scores
+from eval.grading import LineFile
 from eval.tasks import TaskRefused, TaskSettings
 
 TOKENS_PER_BATCH = 8192
@@ -68,9 +72,45 @@ def held_out_samples(rows: Path | None, codec: Codec) -> tuple[list[HeldOutSampl
     return samples, manifest
 
 
-def held_out(settings: TaskSettings, target: Any, rows: Path | None, data: Path | None) -> dict[str, float]:
+def kept_lines(
+    path: Path | None,
+    fingerprint: str,
+    names: Sequence[str],
+    measure: Callable[[Sequence[int]], Iterator[tuple[int, dict[str, Any]]]],
+    unit: str,
+) -> list[dict[str, Any]]:
+    """What was measured of each name, in their order: lines of the file first, the others as they are measured and written.
+
+    `measure` gets the places of those that are left. Lines of another model or other settings have another fingerprint.
+    """
+    file = None if path is None else LineFile(path)
+    try:
+        found = {row["name"]: row for row in ([] if file is None else file.rows) if row["task"] == fingerprint}
+        left = [place for place, name in enumerate(names) if name not in found]
+        with tqdm(total=len(names), initial=len(names) - len(left), desc="measure", unit=f" {unit}") as progress:
+            for place, figures in measure(left):
+                row = {"name": names[place], "task": fingerprint, **figures}
+                if file is not None:
+                    file.add(row)
+                found[names[place]] = row
+                progress.update()
+    finally:
+        if file is not None:
+            file.close()
+    return [found[name] for name in names]
+
+
+def fingerprint_of(target: Any, *settings: Any) -> str:
+    """A name for the model, its arithmetic and what decides the figures."""
+    engine = {key: value for key, value in target.engine().describe().items() if key not in ("versions", "hardware")}
+    return hash_json([engine, *settings])
+
+
+def held_out(
+    settings: TaskSettings, target: Any, rows: Path | None, data: Path | None, path: Path | None = None
+) -> dict[str, Any]:
     """Held-out losses, as training measures them, of spans (random cuts) and of whole lines."""
-    del settings, data
+    del settings, data, path
     model, codec = loaded_model(target)
     samples, manifest = held_out_samples(rows, codec)
     adapter.add_fused_head(model)
@@ -110,7 +150,9 @@ def chunked_losses(model: Any, ids: Sequence[int], chunk_tokens: int = CHUNK_TOK
     return torch.cat(parts)
 
 
-def context(settings: TaskSettings, target: Any, rows: Path | None, data: Path | None) -> dict[str, float]:
+def context(
+    settings: TaskSettings, target: Any, rows: Path | None, data: Path | None, path: Path | None = None
+) -> dict[str, Any]:
     """Loss by position, and of the last tokens under a growing prefix, to the longest of `lengths`."""
     model, codec = loaded_model(target)
     if not settings.lengths or min(settings.lengths) < 2:
@@ -122,14 +164,24 @@ def context(settings: TaskSettings, target: Any, rows: Path | None, data: Path |
             f"no document of {longest} tokens: --data needs a folder `long` with files of {LONG_FILE_BYTES // 1000} kB and "
             "more, or --rows held-out documents that long"
         )
+
+    def measure(places: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place in places:
+            own: dict[str, list[float]] = {}
+            add_buckets(own, chunked_losses(model, texts[place][:longest]))
+            for length in settings.lengths:
+                kept = min(targets, length - 1)
+                # The same last tokens of the document's first `longest`, behind more and more of what stands before them.
+                losses_T = chunked_losses(model, texts[place][longest - length : longest], first=length - kept)
+                _add(own, f"last/{length}", losses_T.double().sum().item(), kept)
+            yield place, {"sums": own}
+
+    names = [f"{place} {hash_json(ids[:longest])}" for place, ids in enumerate(texts)]
+    key = fingerprint_of(target, "context", settings.lengths, targets)
     sums: dict[str, list[float]] = {}
-    for ids in texts:
-        add_buckets(sums, chunked_losses(model, ids[:longest]))
-        for length in settings.lengths:
-            kept = min(targets, length - 1)
-            # The same last tokens of the document's first `longest`, behind more and more of what stands before them.
-            losses_T = chunked_losses(model, ids[longest - length : longest], first=length - kept)
-            _add(sums, f"last/{length}", losses_T.double().sum().item(), kept)
+    for row in kept_lines(path, key, names, measure, "documents"):
+        for name, (total, count) in row["sums"].items():
+            _add(sums, name, total, count)
     return {name: round(total / count, 6) for name, (total, count) in sums.items()} | {"documents": float(len(texts))}
 
 
@@ -144,7 +196,7 @@ def add_buckets(sums: dict[str, list[float]], losses_T: torch.Tensor) -> None:
         start, bucket = bucket - 1, 2 * bucket
 
 
-def _add(sums: dict[str, list[float]], name: str, total: float, count: int) -> None:
+def _add(sums: dict[str, list[float]], name: str, total: float, count: float) -> None:
     found = sums.setdefault(name, [0.0, 0.0])
     found[0] += total
     found[1] += count
@@ -169,19 +221,48 @@ def long_texts(codec: Codec, rows: Path | None, data: Path | None, tokens: int) 
 # Keys
 
 
-def keys(settings: TaskSettings, target: Any, rows: Path | None, data: Path | None) -> dict[str, float]:
+def keys(
+    settings: TaskSettings, target: Any, rows: Path | None, data: Path | None, path: Path | None = None
+) -> dict[str, Any]:
     """Share of keys that are found again, by length and depth; every token of the number must be the likeliest."""
     model, codec = loaded_model(target)
     if not settings.lengths:
         raise ValueError("keys: `lengths` are the lengths of the prompts, in tokens")
     texts = fillers(codec, rows, data)
-    prompts = [
-        key_prompt(codec, texts, tokens, depth, random.Random(f"{settings.seed} {tokens} {depth:g} {number}"))
+    asked = [
+        (tokens, depth, number)
         for tokens in settings.lengths
         for depth in settings.depths
         for number in range(settings.prompts)
     ]
-    return key_figures(model, prompts, TOKENS_PER_BATCH)
+    prompts = [
+        key_prompt(codec, texts, tokens, depth, random.Random(f"{settings.seed} {tokens} {depth:g} {number}"))
+        for tokens, depth, number in asked
+    ]
+
+    def measure(places: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        given = [prompts[place] for place in places]
+        row_list = [Row(one.input_ids, range(one.answer_start, len(one.input_ids))) for one in given]
+        for number, losses_T, right_T in target_results(model, row_list, TOKENS_PER_BATCH):
+            tail = codec.decode(given[number].input_ids[given[number].answer_start :])
+            figures = {"prompt_tokens": given[number].answer_start, "answer": tail, "found": bool(right_T.all())}
+            yield places[number], figures | {"nats": round(losses_T.double().sum().item(), 6)}
+
+    names = [
+        f"{tokens}/{depth:g}/{number} {hash_json(one.input_ids)}"
+        for (tokens, depth, number), one in zip(asked, prompts, strict=True)
+    ]
+    cells: dict[tuple[int, float], list[dict[str, Any]]] = {}
+    for (tokens, depth, _), row in zip(
+        asked, kept_lines(path, fingerprint_of(target, "keys"), names, measure, "prompts"), strict=True
+    ):
+        cells.setdefault((tokens, depth), []).append(row)
+    figures: dict[str, Any] = {}
+    for (tokens, depth), found in cells.items():
+        share = scores.mean_score([float(row["found"]) for row in found], 1, "greedy", settings.seed)
+        figures[f"key/{tokens}/{depth:g}/found"] = share.to_dict()
+        figures[f"key/{tokens}/{depth:g}/nats"] = round(sum(row["nats"] for row in found) / len(found), 6)
+    return figures
 
 
 def fillers(codec: Codec, rows: Path | None, data: Path | None) -> list[str]:
@@ -207,5 +288,5 @@ def fillers(codec: Codec, rows: Path | None, data: Path | None) -> list[str]:
     return [codec.decode_start(sample.input_ids) for sample in plain if sample.source == wanted]
 
 
-Measure = Callable[[TaskSettings, Any, Path | None, Path | None], dict[str, float]]
+Measure = Callable[[TaskSettings, Any, Path | None, Path | None, Path | None], dict[str, Any]]
 MEASURES: dict[str, Measure] = {"held-out": held_out, "context": context, "keys": keys}

@@ -6,7 +6,8 @@ each picture that says what it was drawn from, or what is missing for it.
     figure3    correlation between languages over three or more results that have them
     figure4a   loss under a growing context (benchmark `context`)
     figure4b   keys found, by length and depth (benchmark `keys`)
-    figure5    loss curves of training runs (`metrics.jsonl`): one from scratch beside one from a pretrained model is 5b
+    figure5a   loss curves of training runs (`metrics.jsonl`)
+    figure5b   those of runs from scratch (recipes `...-scratch`) beside the same from a pretrained model
     figure6    pass@k by temperature (tasks of one benchmark at several temperatures)
     figure7    how rewards of answers to malicious requests are spread, by result (benchmark `malicious-prompts`)
     figure9a   expected attention score by distance for RoPE bases 10^4 and 10^6; needs no model
@@ -29,6 +30,7 @@ from eval.scores import language_correlation
 
 HEAD_DIMENSIONS = 1024  # of the paper's Figure 9a
 BASES = (1e4, 1e6)
+NOT_FROM_SCRATCH = "no run from scratch stands beside one from a pretrained model: --runs .../stage1 .../stage1-scratch"
 Drawn = str | None  # what is missing, or None where the picture was drawn
 
 
@@ -48,7 +50,8 @@ def draw_all(results: Sequence[Mapping[str, Any]], folders: Sequence[Path], runs
         "figure3": lambda axes: draw_correlation(axes, results),
         "figure4a": lambda axes: draw_context(axes, results),
         "figure4b": lambda axes: draw_keys(axes, results[0]),
-        "figure5": lambda axes: draw_curves(axes, runs),
+        "figure5a": lambda axes: draw_curves(axes, runs),
+        "figure5b": lambda axes: draw_curves(axes, runs_from_scratch(runs)) if runs_from_scratch(runs) else NOT_FROM_SCRATCH,
         "figure6": lambda axes: draw_temperatures(axes, results[0]),
         "figure7": lambda axes: draw_rewards(axes, results, folders),
         "figure9a": draw_attention,
@@ -75,9 +78,8 @@ def draw_correlation(axes: Any, results: Sequence[Mapping[str, Any]]) -> Drawn:
     rows = []
     for one in results:
         tasks = {name: task for name, task in one["tasks"].items() if task["settings"]["benchmark"].startswith("multipl-e-")}
-        rows.append(
-            {t["settings"]["benchmark"][10:]: t["scores"]["pass@1"]["value"] for t in tasks.values() if t["state"] == "done"}
-        )
+        found = {t["settings"]["benchmark"][10:]: t["scores"].get("pass@1") for t in tasks.values() if t["state"] == "done"}
+        rows.append({language: score["value"] for language, score in found.items() if score is not None})
     whole = of_common_languages(rows)
     if not whole:
         return (
@@ -113,7 +115,7 @@ def of_common_languages(rows: Sequence[Mapping[str, float]]) -> list[dict[str, f
     return [{language: row[language] for language in sorted(languages)} for row in whole]
 
 
-def figures_of(results: Mapping[str, Any], benchmark: str) -> dict[str, float]:
+def figures_of(results: Mapping[str, Any], benchmark: str) -> dict[str, Any]:
     """Flat figures of a measurement, of the first task that has them."""
     tasks = [
         task for task in results["tasks"].values() if task["settings"]["benchmark"] == benchmark and task["state"] == "done"
@@ -140,7 +142,7 @@ def draw_context(axes: Any, results: Sequence[Mapping[str, Any]]) -> Drawn:
 
 
 def draw_keys(axes: Any, results: Mapping[str, Any]) -> Drawn:
-    found = {name: value for name, value in figures_of(results, "keys").items() if name.endswith("/found")}
+    found = {name: score["value"] for name, score in figures_of(results, "keys").items() if name.endswith("/found")}
     if not found:
         return "no result has the benchmark `keys`"
     lengths = sorted({int(name.split("/")[1]) for name in found})
@@ -152,6 +154,28 @@ def draw_keys(axes: Any, results: Mapping[str, Any]) -> Drawn:
     axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
     axes.set(xlabel="tokens", ylabel="depth")
     return None
+
+
+def runs_from_scratch(runs: Sequence[Path]) -> list[Path]:
+    """Runs from scratch, each with the run of the same folder that is the same but for its start; none without both.
+
+    Example: stage1, stage1-scratch, lcft -> stage1, stage1-scratch
+    """
+    pairs = {run: run.with_name(run.name.removesuffix("-scratch")) for run in runs if run.name.endswith("-scratch")}
+    return [run for run in runs if any(run in pair and pair[1] in runs for pair in pairs.items())]
+
+
+def graded_rows(folder: Path, name: str, task: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The grades of a task that its results are of: a file keeps older ones too, of other problems, answers or limits.
+
+    The last line of each sample counts, and only lines of the same problems and settings.
+    """
+    path = folder / f"{name}.grades.jsonl"
+    if task["state"] != "done" or not path.is_file():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    wanted = (task.get("data") or {}).get("fingerprint")
+    return list({(row["prompt_id"], row["sample"]): row for row in rows if row["task"] == wanted}.values())
 
 
 def draw_curves(axes: Any, runs: Sequence[Path]) -> Drawn:
@@ -174,9 +198,9 @@ def draw_temperatures(axes: Any, results: Mapping[str, Any]) -> Drawn:
     for task in results["tasks"].values():
         for metric, score in (task.get("scores") or {}).items():
             if isinstance(score, dict) and metric.startswith("pass@") and score["decoding"] == "sampled":
-                lines.setdefault((task["settings"]["benchmark"], metric), []).append(
-                    (task["settings"]["temperature"], score)
-                )
+                temperature = task["settings"].get("temperature")  # none: stored answers, of which it is not known
+                if temperature is not None:
+                    lines.setdefault((task["settings"]["benchmark"], metric), []).append((temperature, score))
     lines = {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items() if len(points) > 1}
     for (benchmark, metric), points in lines.items():
         values = [100 * score["value"] for _, score in points]
@@ -200,11 +224,9 @@ def draw_rewards(axes: Any, results: Sequence[Mapping[str, Any]], folders: Seque
     found: dict[str, tuple[str, np.ndarray]] = {}
     for one, folder in zip(results, folders, strict=True):
         for name, task in one["tasks"].items():
-            path = folder / f"{name}.grades.jsonl"
-            if task["settings"]["benchmark"] != "malicious-prompts" or task["state"] != "done" or not path.is_file():
+            if task["settings"]["benchmark"] != "malicious-prompts":
                 continue
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            values_N = np.array([row["figures"]["reward"] for row in rows])
+            values_N = np.array([row["figures"]["reward"] for row in graded_rows(folder, name, task)])
             if len(values_N) > 1:
                 found[f"{folder.parent.parent.name} {name}"] = task["notes"]["judge"], values_N
     judges = {judge for judge, _ in found.values()}
@@ -234,14 +256,17 @@ def draw_attention(axes: Any) -> Drawn:
 def draw_lines(axes: Any, results: Mapping[str, Any], folder: Path, bins: int = 5) -> Drawn:
     drawn = False
     for name, task in results["tasks"].items():
-        path = folder / f"{name}.grades.jsonl"
-        if not task["settings"]["benchmark"].startswith("lcc-") or not path.is_file():
+        if not task["settings"]["benchmark"].startswith("lcc-"):
             continue
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        points = sorted((row["prompt_tokens"] or 0, row["figures"]["exact_match"]) for row in rows)
-        for part, label in ((np.array_split(np.array(points), min(bins, len(points))), name),):
-            axes.plot([one[:, 0].mean() for one in part], [100 * one[:, 1].mean() for one in part], "o-", label=label)
-        drawn = True
+        points = sorted(
+            (row["prompt_tokens"], row["figures"]["exact_match"])
+            for row in graded_rows(folder, name, task)
+            if row["prompt_tokens"] is not None
+        )
+        if points:
+            part = np.array_split(np.array(points), min(bins, len(points)))
+            axes.plot([one[:, 0].mean() for one in part], [100 * one[:, 1].mean() for one in part], "o-", label=name)
+            drawn = True
     axes.set(xlabel="tokens before the line", ylabel="exact match, %")
     if drawn:
         axes.legend()

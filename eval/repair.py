@@ -217,7 +217,7 @@ class Repair(Task):
         for kind in sorted(set(kinds.values())):
             counts = [(len(got), sum(bool(one.passed) for one in got)) for key, got in grades.items() if kinds[key] == kind]
             for k in self.settings.k:
-                made[f"{kind}/pass@{k}"] = scores.pass_at_k_score(counts, k, self.settings.decoding, self.settings.seed)
+                made[f"{kind}/pass@{k}"] = scores.pass_at_k_score(counts, k, self.decoding, self.settings.seed)
         return made
 
     def notes(self) -> dict[str, Any]:

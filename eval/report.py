@@ -283,6 +283,9 @@ def each_score(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
     found, figures = [], read_paper(PAPER)
     for run in runs:
         for suite, results in run.results.items():
+            put_in = (results.get("model") or {}).get(
+                "rope_base"
+            )  # another model than the stage's, which the paper's rows are of
             for task, facts in results["tasks"].items():
                 settings = facts.get("settings") or {}
                 for metric, score in (facts.get("scores") or {}).items():
@@ -297,7 +300,7 @@ def each_score(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
                             "suite": suite,
                             "task": task,
                             "benchmark": settings.get("benchmark", task),
-                            "paper": paper_value(figures, facts, metric, run.name, run.size),
+                            "paper": None if put_in else paper_value(figures, facts, metric, run.name, run.size),
                             "metric": metric,
                             "value": value,
                             "share": interval,

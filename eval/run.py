@@ -16,10 +16,12 @@ compare results (`eval.table`), or decide what is worth measuring (the suites).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from codetune.problems import DataMissing, Loaded, load_problems
 from codetune.sandbox import Sandbox, SandboxUnavailable
 from codetune.sandbox_languages import jars
 from eval import registry
-from eval.grading import check_references, grade_answers
+from eval.grading import check_probes_again, check_references, grade_answers
 from eval.stored import Answer, answer_of, read_answers
 from eval.target import Target, hardware
 from eval.tasks import Asker, Question, Suite, Task, TaskRefused, TaskSettings, count_reasons, load_suite
@@ -100,7 +102,7 @@ def run_task(
     """One task: problems, references, answers, grades, scores."""
     kind = registry.find(settings.benchmark)
     if kind.measure is not None:
-        return measure(settings, kind, need_target(target, name), options)
+        return measure(name, settings, kind, need_target(target, name), options)
     loaded = kind.load(settings, lambda benchmark: load(benchmark, options), sandboxes.open)
     assert kind.task is not None
     task = kind.task(name, settings, loaded)
@@ -108,21 +110,26 @@ def run_task(
     stored = options.completions.get(name)
     asker = Asker(stored=True) if stored is not None else need_target(target, name).asker()
     questions = task.questions(asker)
-    facts: dict[str, Any] = {"settings": settings_facts(settings), "data": data_facts(loaded, task)}
+    facts: dict[str, Any] = {"settings": settings_facts(settings, stored is not None), "data": data_facts(loaded, task)}
     facts |= {"form": task.form, "prompt_of_sample_0": prompt_facts(questions[0], asker), "notes": task.notes()}
     if options.step != "generate":
         facts["references"] = check_references(task, questions, sandboxes.open, options.out)
     if stored is not None:
         answers, too_long = read_answers(stored, [question.id for question in questions]), []
         facts["completions"] = {"file": stored.name, "sha256": hash_file(stored)}
+        if len(answers) > len(questions):
+            task.decoding = "sampled"  # whatever the suite would have asked for: they are given
     else:
         start = time.monotonic()
         answers, too_long = generate_answers(task, questions, need_target(target, name), asker, options)
         facts["generation_seconds"] = round(time.monotonic() - start, 2)
-    facts |= answer_facts(answers, too_long)
+    facts |= answer_facts(answers, too_long, settings)
     if options.step == "generate":
         return {"state": "generated", **facts}
-    graded = grade_answers(task, questions, answers, too_long, sandboxes.open, options.out / f"{name}.grades.jsonl")
+    grades_path = options.out / f"{name}.grades.jsonl"
+    graded = grade_answers(task, questions, answers, too_long, sandboxes.open, grades_path)
+    if graded.graded_now:
+        check_probes_again(task, sandboxes.open, grades_path, graded)
     facts |= {
         "reasons": count_reasons(graded.grades),
         "cut_notes": graded.notes,
@@ -144,11 +151,11 @@ def run_task(
     return {"state": "done", **facts}
 
 
-def measure(settings: TaskSettings, kind: registry.Kind, target: Target, options: Options) -> dict[str, Any]:
+def measure(name: str, settings: TaskSettings, kind: registry.Kind, target: Target, options: Options) -> dict[str, Any]:
     """A task that takes losses instead of text."""
     assert kind.measure is not None
     start = time.monotonic()
-    found = kind.measure(settings, target, options.rows, options.data)
+    found = kind.measure(settings, target, options.rows, options.data, options.out / f"{name}.measured.jsonl")
     seconds = round(time.monotonic() - start, 2)
     return {"state": "done", "settings": settings_facts(settings), "scores": found, "generation_seconds": seconds}
 
@@ -176,13 +183,14 @@ def generate_answers(
     """
     engine = target.engine()
     too_long = []
-    if asker.codec is not None and engine.context_tokens is not None:
+    limit = None if task.settings.beyond_context else engine.context_tokens
+    if asker.codec is not None and limit is not None:
         for question in questions:
-            if len(encode_prompt(question.prompt(), asker.codec)) >= engine.context_tokens:
+            if len(encode_prompt(question.prompt(), asker.codec)) >= limit:
                 too_long.append(question.id)
     asked = [question for question in questions if question.id not in set(too_long)]
     if not asked:
-        raise TaskRefused(f"no prompt fits into the model's context of {engine.context_tokens} tokens")
+        raise TaskRefused(f"no prompt fits into the model's context of {limit} tokens")
     stops = {task.stops_of(question) for question in asked}
     assert len(stops) == 1, "one benchmark, one set of stop strings"
     sampling = task.sampling(stops.pop(), task.stop_ids(asker))
@@ -192,13 +200,30 @@ def generate_answers(
     found = generate(engine, [question.prompt() for question in asked], sampling, path)
     total = len(asked) * task.settings.samples
     answers, tokens = [], 0
-    with tqdm(total=total, desc=f"generate {task.name}", unit=" completions") as progress:
+    with positions(engine, limit), tqdm(total=total, desc=f"generate {task.name}", unit=" completions") as progress:
         for completion in found:
             answers.append(answer_of(completion))
             tokens += completion.completion_tokens
             progress.set_postfix_str(f"{tokens} tokens", refresh=False)
             progress.update()
     return answers, too_long
+
+
+@contextlib.contextmanager
+def positions(engine: Any, limit: int | None) -> Iterator[None]:
+    """Let the engine read so many tokens; None for as many as come, which positions that rotate (RoPE) allow.
+
+    Raises:
+        TaskRefused: an engine that has a limit of its own.
+    """
+    own = engine.context_tokens
+    if limit is None and own is not None and engine.settings.kind != "transformers":
+        raise TaskRefused("`beyond_context` needs the transformers engine: another has a limit of its own")
+    engine.context_tokens = limit
+    try:
+        yield
+    finally:
+        engine.context_tokens = own
 
 
 def begin_results(suite: Suite, target: Target | None, options: Options) -> dict[str, Any]:
@@ -226,16 +251,22 @@ def begin_results(suite: Suite, target: Target | None, options: Options) -> dict
     }
 
 
-def settings_facts(settings: TaskSettings) -> dict[str, Any]:
-    """The settings that differ from a task's defaults, and those that always matter."""
+GENERATION = ("temperature", "top_p", "samples", "max_new_tokens", "stop_strings", "beyond_context")
+
+
+def settings_facts(settings: TaskSettings, stored: bool = False) -> dict[str, Any]:
+    """The settings that differ from a task's defaults, and those that always matter.
+
+    Of stored answers, whose own settings are not known here, none of those that decide how answers are generated.
+    """
     default = TaskSettings(settings.benchmark)
     always = ("benchmark", "temperature", "top_p", "samples", "max_new_tokens", "timeout_seconds")
-    tree = dataclasses.asdict(settings)
+    tree = {key: value for key, value in dataclasses.asdict(settings).items() if not stored or key not in GENERATION}
     return {key: value for key, value in tree.items() if key in always or value != getattr(default, key)}
 
 
 def data_facts(loaded: Loaded, task: Task) -> dict[str, Any]:
-    facts = {"source": loaded.source, "read": len(loaded.problems), "published": loaded.published}
+    facts = {"source": loaded.source, "read": len(loaded.problems), "published": task.published}
     return facts | {"asked": len(task.problems), "fingerprint": task.fingerprint}
 
 
@@ -248,8 +279,9 @@ def prompt_facts(question: Question, asker: Asker) -> dict[str, Any]:
     return facts
 
 
-def answer_facts(answers: Sequence[Answer], too_long: Sequence[str]) -> dict[str, Any]:
+def answer_facts(answers: Sequence[Answer], too_long: Sequence[str], settings: TaskSettings) -> dict[str, Any]:
     ended = [answer.ended for answer in answers]
+    each = Counter(answer.prompt_id for answer in answers).values()
     facts: dict[str, Any] = {
         "samples": len(answers),
         "ended": {reason: ended.count(reason) for reason in sorted(set(ended))},
@@ -258,6 +290,12 @@ def answer_facts(answers: Sequence[Answer], too_long: Sequence[str]) -> dict[str
     facts["empty"] = sum(not answer.text for answer in answers)
     for key in ("prompt_tokens", "completion_tokens"):
         facts[key] = sum(getattr(answer, key) or 0 for answer in answers)
+    # Cut by the model's context before the limit that was asked for: such answers are shorter than the settings say.
+    facts["cut_by_the_context"] = sum(
+        answer.ended == "length" and (answer.completion_tokens or 0) < settings.max_new_tokens for answer in answers
+    )
+    if each and min(each) < max(each):
+        facts["samples_of_a_problem"] = {"fewest": min(each), "most": max(each)}
     return facts
 
 
@@ -318,6 +356,13 @@ def summary(facts: dict[str, Any]) -> str:
         lines.append(f"  {floor['name']:<28} {floor['passed'] / floor['of']:>8.2%}  {floor['passed']} of {floor['of']}")
     if cut := cut_suite(facts):
         lines.append(f"  {cut[0]} of the {cut[1]} problems that were published")
+    if facts.get("prompts_too_long"):
+        lines.append(f"  {len(facts['prompts_too_long'])} prompts do not fit into the model's context, and were not asked")
+    for key, words in (("empty", "empty answers"), ("cut_by_the_context", "answers cut by the model's context")):
+        if facts.get(key):
+            lines.append(f"  {facts[key]} {words}")
+    if uneven := facts.get("samples_of_a_problem"):
+        lines.append(f"  not as many samples of each problem: {uneven['fewest']} to {uneven['most']}; is the file whole?")
     return "\n".join(lines)
 
 

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from codetune.artifacts import fail, read_results
-from codetune.paper import VARIANTS, Figure, form_in_paper, read_paper
+from codetune.paper import ROPE_PUT_IN, VARIANTS, Figure, cut_suite, form_in_paper, read_paper, stage_of
 from eval.scores import paired_difference
 
 PAPER = Path(__file__).with_name("paper.csv")
-IN_UNITS = ("sentiment",)  # figures of the paper that are no percentages
 
 
 def find_figure(
@@ -47,7 +46,8 @@ def compare(results: Sequence[Mapping[str, Any]], models: Sequence[str], size: s
     lines = [f"ours: {names[0]}, suite {first['suite']['name']}"]
     for number, one in enumerate(results[1:], 1):
         lines.append(f"beside it ({number}): {names[number]}, suite {one['suite']['name']}")
-    lines.append(f"paper: {models[0]} {size}{'' if own_size else ', another size: for scale only'}")
+    row = f"{models[0]} {size}" if models else "no row of its tables is like this model"
+    lines.append(f"paper: {row}{'' if own_size or not models else ', another size: for scale only'}")
     heads = "".join(f"{f'({number})':>24}" for number in range(1, len(results)))
     lines.append(f"{'task':<24}{'score':<26}{'ours':>22}{heads}{'paper':>8}  remark")
     for name, task in first["tasks"].items():
@@ -68,7 +68,7 @@ def compare(results: Sequence[Mapping[str, Any]], models: Sequence[str], size: s
             paper = find_figure(figures, task, metric, models, size)
             if paper is not None:
                 remarks.append(against_paper(score, paper, own_size, task))
-            value = "" if paper is None else f"{paper.value:g}"
+            value = "" if paper is None else f"{paper.in_hundredths:g}"
             cells = f"{name:<24}{metric:<26}{shown(score):>22}{''.join(others)}{value:>8}"
             lines.append(f"{cells}  {'; '.join(remarks)}".rstrip())
     return lines
@@ -102,23 +102,21 @@ def decoding(task: Mapping[str, Any]) -> Any:
 def against_paper(score: Any, paper: Figure, own_size: bool, task: Mapping[str, Any]) -> str:
     """What a difference from the paper's number means."""
     if not isinstance(score, dict):
-        return ""
-    part = task.get("data", {})
-    if part.get("published") and part["asked"] < part["read"] and not task["settings"]["benchmark"].startswith("mbpp"):
-        return f"{part['asked']} of {part['published']} problems: not comparable"
+        return "a loss: no interval"
+    if cut := cut_suite(task):
+        return f"{cut[0]} of {cut[1]} problems: not comparable"
     if not own_size:
         return "another size"
-    scale = 1 if paper.metric in IN_UNITS else 100
-    inside = scale * score["low"] <= paper.value <= scale * score["high"]
-    if inside:
+    if 100 * score["low"] <= paper.in_hundredths <= 100 * score["high"]:
         return "within our interval: means nothing"
-    return f"outside our interval: {scale * score['value'] - paper.value:+.1f}"
+    return f"outside our interval: {100 * score['value'] - paper.in_hundredths:+.1f}"
 
 
 def paper_columns(model: Mapping[str, Any], name: str | None, size: str | None) -> tuple[tuple[str, ...], str, bool]:
     """Which rows of the paper stand beside this model, of which size, and whether that is the model's own."""
-    stage = str(model.get("stage") or "stage1").split("-no-")[0]
-    models = (name,) if name else VARIANTS.get(stage, VARIANTS["stage1"])
+    variant = stage_of(str(model.get("stage") or ""), VARIANTS) or "lcft"  # somebody else's: the released models
+    models = VARIANTS[variant] if "rope_base" not in model else ROPE_PUT_IN.get((variant, model["rope_base"]), ())
+    models = (name,) if name else models
     own = str(model.get("size") or "").upper()
     known = own in ("7B", "13B", "34B", "70B")
     wanted = size or (own if known else "7B")

@@ -46,7 +46,11 @@ class Target:
     def asker(self) -> Asker:
         """How questions are put to this model."""
         codec = self.engine().codec
-        trained = None if codec is None or self.folder is None else infill_trained(self.folder, codec)
+        trained = None
+        if codec is not None and self.folder is not None:
+            trained = infill_trained(self.folder, codec)
+        elif codec is not None and getattr(self.engine(), "model", None) is not None:
+            trained = infill_trained_in(self.engine().model, codec)
         source = self.settings.tokenizer or (None if self.settings.kind == "server" else self.settings.model)
         return Asker(codec, None if source is None else chat_renderer(source, self.settings.revision), trained)
 
@@ -112,6 +116,17 @@ def infill_trained(folder: Path, codec: Codec) -> bool | None:
     found = trained_by_manifest(folder)
     ids = (codec.infill.prefix, codec.infill.suffix, codec.infill.middle, codec.infill.end)
     return True if found is None and ids == CODE_LLAMA_IDS else found
+
+
+def infill_trained_in(model: Any, codec: Codec) -> bool | None:
+    """The same of a model of the Hub, by its weights and ids alone."""
+    if codec.infill is None:
+        return False
+    ids = (codec.infill.prefix, codec.infill.suffix, codec.infill.middle, codec.infill.end)
+    table = model.get_input_embeddings().weight
+    if max(ids) >= table.shape[0] or all(bool((table[one] == table[ids[0]]).all()) for one in ids):
+        return False
+    return True if ids == CODE_LLAMA_IDS else None
 
 
 def trained_by_manifest(folder: Path) -> bool | None:

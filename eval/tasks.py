@@ -57,8 +57,8 @@ class TaskSettings:
     prompts: int = 64  # keys: of each length and depth
     target_tokens: int = 256  # context: tokens at the end whose loss is taken
     classifier: str = ""  # safety, replies: a judge by name; none: the benchmark's own
+    beyond_context: bool = False  # ask prompts longer than the positions that the model was trained with, too
     seed: int = 0
-    paper: str = ""  # the benchmark's name in the data file of the paper's figures
 
     @property
     def decoding(self) -> scores.Decoding:
@@ -206,6 +206,11 @@ class TaskRefused(ValueError):
     """This task cannot be done here or with this model; the message says why. It gets no score, least of all 0."""
 
 
+def nothing_is_run(job: Job) -> ExecutionResult:
+    """In the sandbox's place, for comparisons."""
+    raise AssertionError(f"a comparison runs no program, and this one would run {job.program[:40]!r}")
+
+
 @dataclass(frozen=True)
 class Question:
     """One problem as it is put to the model; `text` is for people and servers, `token_ids` where only ids will do."""
@@ -251,6 +256,8 @@ class Task:
         program: whether answers are run, so that references are run first.
         floor_name: what the answer without content is called.
         most_failing: share of the benchmark's own solutions that may fail, where some are known to be wrong.
+        unasked: what becomes of a prompt that does not fit: `failed`; `nothing`, compared as an empty answer; `left-out` of
+            the mean, where an empty answer would score well (not toxic, no refusal).
     """
 
     forms: tuple[str, ...] = ("",)
@@ -258,18 +265,32 @@ class Task:
     program = True
     floor_name = "with nothing in the hole"
     most_failing = 0.0
+    unasked: Literal["failed", "nothing", "left-out"] = "failed"
 
     def __init__(self, name: str, settings: TaskSettings, loaded: Loaded) -> None:
         self.name, self.settings, self.loaded = name, settings, loaded
+        self.decoding: scores.Decoding = settings.decoding
         self.form = settings.form or self.forms[0]
         if self.form not in self.forms:
             raise ValueError(f"tasks.{name}.form is `{settings.form}`; {settings.benchmark} has {', '.join(self.forms)}")
+        self.left_out_by_design = len(loaded.problems) - len(self.asked_by_design(list(loaded.problems)))
         self.problems = self.select(list(loaded.problems))
         if not self.problems:
             raise ValueError(f"tasks.{name}: no problem is left of {len(loaded.problems)}; look at ids, levels and limit")
 
+    def asked_by_design(self, problems: list[Any]) -> list[Any]:
+        """Of a file's problems those that the benchmark consists of, such as its test split; the others are no cut."""
+        return problems
+
+    @property
+    def published(self) -> int | None:
+        """How many problems the whole benchmark asks; None where that depends on the release."""
+        return None if self.loaded.published is None else self.loaded.published - self.left_out_by_design
+
     def select(self, problems: list[Any]) -> list[Any]:
-        """The problems that the settings ask for, in the file's order."""
+        """The problems that the settings ask for, in the file's order; named ones may be any of the file's."""
+        if not self.settings.ids:
+            problems = self.asked_by_design(problems)
         if self.settings.ids:
             by_id = {problem.id: problem for problem in problems}
             unknown = [one for one in self.settings.ids if one not in by_id]
@@ -324,6 +345,13 @@ class Task:
         """The verdict; `run` is the sandbox, whose own faults go through here as they are."""
         raise NotImplementedError
 
+    def grade_unasked(self, question: Question) -> Grade:
+        """The grade of a problem whose prompt does not fit into the model's context."""
+        if self.unasked == "failed":
+            return Grade(False, Reason.TOO_LONG)
+        figures = self.grade(question, Cut(""), nothing_is_run).figures if self.unasked == "nothing" else {}
+        return Grade(None, Reason.TOO_LONG, figures)
+
     def reference(self, problem: Any) -> Cut | None:
         """The answer that must pass before any other is graded; none where the benchmark has none."""
         return None
@@ -347,7 +375,7 @@ class Task:
         if all(grade.passed is None for found in grades.values() for grade in found):
             return self.figure_scores(grades)
         counts = [(len(found), sum(bool(grade.passed) for grade in found)) for found in grades.values()]
-        made = {f"pass@{k}": scores.pass_at_k_score(counts, k, settings.decoding, settings.seed) for k in settings.k}
+        made = {f"pass@{k}": scores.pass_at_k_score(counts, k, self.decoding, settings.seed) for k in settings.k}
         return made | self.more_scores(grades)
 
     def more_scores(self, grades: Mapping[str, Sequence[Grade]]) -> dict[str, scores.Score | None]:
@@ -365,7 +393,7 @@ class Task:
                 if found and all(name in grade.figures for grade in found)
             ]
             fewest = min(len(found) for found in grades.values())
-            made[name] = scores.mean_score(values, fewest, self.settings.decoding, self.settings.seed)
+            made[name] = scores.mean_score(values, fewest, self.decoding, self.settings.seed)
         return made
 
     def per_problem(self, grades: Mapping[str, Sequence[Grade]]) -> dict[str, float]:

@@ -87,4 +87,4 @@ def exact_match(prediction: str, reference: str) -> float:
 
 def first_line(text: str) -> str:
     """The first line that is not blank, without its line end; nothing where all are blank."""
-    return next((line for line in text.splitlines() if line.strip()), "")
+    return next((line for line in re.split(r"\r\n|\r|\n", text) if line.strip()), "")

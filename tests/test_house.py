@@ -325,6 +325,23 @@ def test_an_arm_starts_from_the_arm_of_its_name_where_there_is_one() -> None:
     assert "test -f runs/7b/stage1/model" in make_says("lcft", "SIZE=7b", "ARM=linear")
 
 
+def test_a_checkpoint_is_evaluated_by_its_step_apart_from_the_model() -> None:
+    """Its results are where neither a model card nor a report takes them for the finished model's."""
+    said = make_says("eval", "SIZE=tiny", "STAGE=lcft", "CHECKPOINT=40", "SUITE=smoke")
+    assert "--model runs/tiny/lcft/checkpoints/checkpoint-40 --out runs/tiny/lcft/eval/checkpoint-40/smoke " in said
+    said = make_says("eval", "SIZE=tiny", "STAGE=lcft", "SUITE=smoke", "ROPE_BASE=1e6")
+    assert "--model runs/tiny/lcft/model --out runs/tiny/lcft/eval/smoke-rope-1e6 " in said
+    code, said = run_make("eval", "SIZE=tiny", "CHECKPOINT=123456789")
+    assert code != 0 and "runs/tiny/stage1/checkpoints/checkpoint-123456789 is not there; the run keeps" in said
+    code, said = run_make("eval", "MODEL=me/model", "CHECKPOINT=4")
+    assert code != 0 and "give one of them" in said
+
+
+def test_loss_curves_of_several_runs_are_named() -> None:
+    said = make_says("eval-table", "SIZE=tiny", "RUN=stage1 stage1-scratch", "PICTURES=p")
+    assert "--runs runs/tiny/stage1 runs/tiny/stage1-scratch" in said
+
+
 def run_make(*words: str) -> tuple[int, str]:
     done = subprocess.run(["make", *words, "SET_UP="], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr

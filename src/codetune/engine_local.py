@@ -74,6 +74,9 @@ class LocalEngine(Engine):
         numbers: dict[str, Any] = {"dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type}
         if settings.rope_base is not None:
             numbers["rope_base"] = settings.rope_base
+        commit = getattr(self.model.config, "_commit_hash", None)  # of the Hub; a folder has a hash of its own
+        if commit:
+            numbers["commit"] = commit
         return describe_model(settings, need_model(settings), self.codec) | batch | numbers
 
     def run(self, groups: Groups, sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:

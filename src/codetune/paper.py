@@ -14,20 +14,39 @@ from pathlib import Path
 from typing import Any
 
 VARIANTS = {  # a stage here -> the paper's rows that are like it, the nearest first
-    "stage1": ("Code Llama [LCFT=no]", "Code Llama [FIM=yes,LCFT=no]", "Code Llama"),
-    "lcft": ("Code Llama", "Code Llama [LCFT=yes]", "Code Llama [FIM=yes,LCFT=yes]"),
+    "stage1": (
+        "Code Llama [LCFT=no]",
+        "Code Llama [FIM=yes,LCFT=no]",
+        "Code Llama [before LCFT, theta=1e4]",
+        "Code Llama",
+    ),
+    "lcft": (
+        "Code Llama",
+        "Code Llama [LCFT=yes]",
+        "Code Llama [FIM=yes,LCFT=yes]",
+        "Code Llama [after LCFT, theta=1e6 (released 7B)]",
+    ),
     "python": ("Code Llama - Python [FIM=no,LCFT=no]", "Code Llama - Python"),
     "python-lcft": ("Code Llama - Python", "Code Llama - Python [FIM=no,LCFT=yes]"),
-    "instruct": ("Code Llama - Instruct",),
+    "instruct": ("Code Llama - Instruct", "Code Llama - Instruct [SI=yes]"),
     "unnatural": ("Unnatural Code Llama",),
     "base": ("Llama 2", "Llama 2 [FIM=no,LCFT=no]"),
+    # Arms: the paper's ablations; those that are ours alone have no row there, and least of all that of their stage.
+    "stage1-plain": ("Code Llama [FIM=no,LCFT=no]",),
+    "stage1-scratch": (),
+    "lcft-same-base": ("Code Llama [after LCFT, theta=1e4]",),
+    "lcft-linear": ("Code Llama [after LCFT, frequency scaling 1/4]",),
+    "lcft-no-infill": (),
+    "instruct-no-self-instruct": ("Code Llama - Instruct [SI=no]",),
+    "instruct-no-rehearsal": (),
 }
+ROPE_PUT_IN = {("stage1", 1e6): ("Code Llama [before LCFT, theta=1e6 at inference only]",)}  # Table 18's second row
 USUAL_TEMPERATURES = (0, 0.6, 0.8)  # those of the tables; others are of the sweep, and say so in their form
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of the paper, in its own units (per cent)."""
+    """One number of the paper, in its own units: per cent, but sentiment between -1 and 1."""
 
     table: str
     benchmark: str
@@ -36,6 +55,11 @@ class Figure:
     model: str
     size: str
     value: float
+
+    @property
+    def in_hundredths(self) -> float:
+        """As our scores are shown, a hundred times the share or the mean."""
+        return 100 * self.value if self.metric.startswith("sentiment") else self.value
 
 
 def read_paper(path: Path | None) -> list[Figure]:
@@ -95,7 +119,7 @@ def paper_value(figures: Iterable[Figure], task: Mapping[str, Any], metric: str,
     wanted = form_in_paper(task)
     variant = stage_of(stage, VARIANTS)
     found = {
-        one.model: one.value
+        one.model: one.in_hundredths
         for one in figures
         if (one.benchmark, one.form, one.metric) == (settings.get("benchmark"), wanted, metric)
         and one.size.lower() == size.lower()

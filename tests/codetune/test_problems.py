@@ -3,8 +3,11 @@
 import ast
 import dataclasses
 import gzip
+import importlib
 import json
 import os
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from codetune.problems import (
     BENCHMARKS,
     ContestProblem,
     DataMissing,
+    DocstringProblem,
     FunctionProblem,
     InfillProblem,
     OpeningProblem,
@@ -182,6 +186,8 @@ def test_toxigen_lines_get_their_newlines_back(tmp_path: Path) -> None:
         ('def f():\n    """Add."""\n    return 1', "Add.", ("def f():\n    ", "\n    return 1")),
         ("def f():\n    r'''\n    Add.\n    '''\n    return 1", "Add.", ("def f():\n    ", "\n    return 1")),
         ('def f():\n    "Add."\n    return "Add."', "Add.", ("def f():\n    ", '\n    return "Add."')),
+        # CodeSearchNet strips quotation marks of the text with those around it
+        ('def f():\n    """\'add\' it."""\n    return 1', "add' it.", ("def f():\n    ", "\n    return 1")),
     ],
 )
 def test_a_docstring_is_taken_out_with_its_quotes(code: str, docstring: str, expected: tuple[str, str]) -> None:
@@ -232,3 +238,40 @@ def test_the_published_files_have_the_published_numbers() -> None:
         and first.inputs[0].startswith("3\n2\n< 100 No")
         and first.outputs[0] == "0\n1\n2\n"
     )
+
+
+def docstring_rows(module: str) -> list[dict[str, object]]:
+    """The functions of a module of the standard library, in the fields that CodeXGLUE's files have.
+
+    As CodeSearchNet makes them: `docstring` is the literal's text between its quotes, as it stands in the source.
+    """
+    source = Path(importlib.import_module(module).__file__ or "").read_text(encoding="utf-8")
+    lines, rows = source.split("\n"), []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef) or ast.get_docstring(node) is None or len(node.body) < 2:
+            continue
+        code = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+        literal = ast.get_source_segment(source, node.body[0].value)  # pyright: ignore[reportAttributeAccessIssue]
+        inner = literal.lstrip("rRuU").strip().strip('"').strip("'")
+        rows.append({"repo": "python/cpython", "path": module, "func_name": node.name, "code": code, "language": "python"})
+        rows[-1] |= {"original_string": code, "docstring": inner, "docstring_tokens": re.findall(r"\w+|[^\w\s]", inner)}
+    # methods of classes lose their indentation above, and their docstrings' other lines with it
+    return [row for row in rows if str(row["docstring"]) in str(row["code"])]
+
+
+def test_real_functions_lose_their_docstring_and_nothing_else(tmp_path: Path) -> None:
+    """Of the standard library, through the loader: what is before and behind the docstring is the source as it was."""
+    rows = [row for name in ("argparse", "ast", "inspect", "statistics", "shutil", "turtle") for row in docstring_rows(name)]
+    write_lines(tmp_path / "python_test.jsonl", *rows)
+    problems = load_problems("docstring", tmp_path, hub=False).problems
+    assert len(problems) == len(rows) > 150
+    for row, problem in zip(rows, problems, strict=True):
+        assert isinstance(problem, DocstringProblem)
+        code, docstring = str(row["code"]), str(row["docstring"])
+        assert code.startswith(problem.header) and code.endswith(problem.body)
+        taken = code[len(problem.header) : len(code) - len(problem.body)]
+        assert docstring in taken and len(taken) - len(docstring) <= 16, taken  # quotes, an r in front, spaces at its end
+        assert set(taken.replace(docstring, "", 1)) <= set("rRuU\"' \n\\")
+        program = ast.parse(f"{problem.header}pass{problem.body}")  # still one function, without its docstring
+        assert ast.get_docstring(program.body[0]) is None  # pyright: ignore[reportArgumentType]
+        assert problem.reference.split() == " ".join(str(token) for token in row["docstring_tokens"]).split()  # pyright: ignore[reportGeneralTypeIssues]

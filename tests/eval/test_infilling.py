@@ -8,11 +8,17 @@ from typing import Any
 
 import pytest
 
-from codetune.problems import LineProblem, Loaded
+from codetune.paper import read_paper
+from codetune.problems import LineProblem, Loaded, OpeningProblem
 from codetune.sandbox import Sandbox
-from eval.infilling import Lines, balanced, length_bin
+from eval.grading import grade_answers
+from eval.infilling import Lines, balanced, length_bin, up_to_line_end
 from eval.run import Options, run_suite
+from eval.stored import Answer
+from eval.table import PAPER, find_figure
 from eval.tasks import Asker, Suite, TaskSettings, load_suite
+from eval.text_scores import first_line
+from eval.words import Toxigen
 
 SIZES = {10: 2, 12: 10, 14: 100}  # bin -> problems in it
 PROBLEMS = tuple(
@@ -86,3 +92,51 @@ def test_no_sandbox_is_started_for_what_is_compared(tmp_path: Path, monkeypatch:
     options = Options(tmp_path / "out", data=tmp_path, hub=False, completions={"lines": answers})
     facts = run_suite(Suite("one", {"lines": TaskSettings("lcc-python")}), None, options)["tasks"]["lines"]
     assert facts["scores"]["exact_match"]["value"] == 1.0
+
+
+def graded(task: Any, texts: dict[str, str], too_long: list[str], path: Path) -> dict[str, Any]:
+    """Scores of these answers, where some prompts were never asked."""
+    answers = [Answer(one, 0, text, "eos") for one, text in texts.items()]
+    questions = task.questions(Asker(stored=True))
+    return task.scores(grade_answers(task, questions, answers, too_long, pytest.fail, path).grades)
+
+
+def test_a_line_whose_prompt_does_not_fit_counts_as_wrong_and_its_score_stays_its_own(tmp_path: Path) -> None:
+    """Two lines right, one prompt too long for the model: two of three, by the measure of lines."""
+    problems = tuple(LineProblem("lcc-python", str(n), "x = 1\n", "y = 2", "python") for n in range(3))
+    task = Lines("lines", TaskSettings("lcc-python"), Loaded("lcc-python", problems, "here", None))
+    found = graded(task, {"0": "y = 2\n", "1": "y = 2"}, ["2"], tmp_path / "grades.jsonl")
+    assert set(found) == {"exact_match", "bleu", "edit_similarity"}
+    for score in found.values():
+        assert score.value == pytest.approx(2 / 3, abs=1e-6) and score.problems == 3
+
+
+def test_where_nothing_at_all_would_score_well_a_prompt_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
+    problems = tuple(OpeningProblem("toxigen", f"asian/{n}", "- one\n-", "asian") for n in range(3))
+    task = Toxigen("toxigen", TaskSettings("toxigen"), Loaded("toxigen", problems, "here", None))
+    task.classify = lambda text: float(text == "bad")
+    found = graded(task, {"asian/0": "bad", "asian/1": "good"}, ["asian/2"], tmp_path / "grades.jsonl")
+    assert found["toxic"].value == 0.5 and found["toxic"].problems == 2
+
+
+def test_the_kept_tokens_are_the_form_so_that_whole_and_cut_contexts_are_not_compared() -> None:
+    problems = (LineProblem("lcc-python", "1", "x = 1\n", "y = 2", "python"),)
+    cut, whole = (
+        Lines("lines", TaskSettings("lcc-python", lengths=lengths), Loaded("lcc-python", problems, "here", None))
+        for lengths in ((4000,), ())
+    )
+    assert (cut.form, whole.form) == ("last 4000", "") and cut.fingerprint != whole.fingerprint
+    figures = read_paper(PAPER)
+    values = {}
+    for task, model in ((cut, "Code Llama [LCFT=no]"), (whole, "Code Llama [LCFT=yes]")):
+        facts = {"settings": {"benchmark": "lcc-python", "temperature": 0.0}, "form": task.form}
+        values[model] = find_figure(figures, facts, "exact_match", (model,), "7B")
+    assert [one and one.value for one in values.values()] == [36.86, 39.23]  # Table 7
+
+
+@pytest.mark.parametrize(
+    ("text", "first"), [("\n\n  a\x0cb\nc", "  a\x0cb"), ("a\u2028b\r\nc", "a\u2028b"), ("\x0c\n x", " x"), ("", "")]
+)
+def test_lines_end_at_line_ends_and_nowhere_else(text: str, first: str) -> None:
+    assert first_line(text) == first
+    assert up_to_line_end(text).rstrip("\r\n").endswith(first)

@@ -9,8 +9,9 @@ import pytest
 from codetune.problems import FunctionProblem, Loaded
 from codetune.sandbox import Limits, Sandbox, Verdict
 from codetune.sandbox_languages import LANGUAGES, find_language
-from eval.grading import check_probes
+from eval.grading import check_probes, check_probes_again, grade_answers
 from eval.languages import PROBES, MultiplE
+from eval.stored import Answer
 from eval.tasks import MIB, Asker, Cut, Question, Reason, TaskRefused, TaskSettings
 
 ROOT = Path(__file__).parents[2]
@@ -240,6 +241,27 @@ def test_a_toolchain_that_calls_wrong_programs_right_is_refused(box: Sandbox, mo
         check_probes(task, lambda: box)
 
 
+def test_a_toolchain_that_goes_in_mid_run_leaves_no_grade(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is there when grading begins, and calls right programs wrong at its end: this run's grades are taken back."""
+    task = task_of("bash")
+    (question,) = task.questions(Asker(stored=True))
+    path = tmp_path / "grades.jsonl"
+    answers = [Answer(question.id, number, f"# way {number}\n{FORMS['bash'][3][0]}", "given") for number in range(3)]
+    before = grade_answers(task, [question], answers[:1], [], lambda: box, path)
+    check_probes_again(task, lambda: box, path, before)
+    kept = path.read_bytes()
+    assert kept.count(b"\n") == 1 and before.grades[question.id][0].passed
+    graded = grade_answers(task, [question], answers, [], lambda: box, path)
+    assert graded.graded_now == 2 and path.read_bytes().count(b"\n") == 3
+    _, wrong, tests = PROBES["bash"]
+    monkeypatch.setitem(PROBES, "bash", ("f() {\n    no_such_tool", wrong, tests))  # what its right program calls has gone
+    with pytest.raises(TaskRefused, match="the 2 grades of this run are taken back.*calls a right program"):
+        check_probes_again(task, lambda: box, path, graded)
+    assert path.read_bytes() == kept
+
+
 @pytest.mark.parametrize("language", sorted(LANGUAGES))
 def test_every_row_says_how_it_is_installed_and_has_programs_to_prove_it(language: str) -> None:
     row = LANGUAGES[language]
@@ -265,7 +287,7 @@ def test_a_language_without_its_compiler_is_refused_and_gets_no_zero(monkeypatch
     monkeypatch.setattr(shutil, "which", lambda tool, path: None)
     with pytest.raises(TaskRefused, match=r"need `g\+\+`, which is not installed"):
         task.prepare(None, lambda name: pytest.fail("nothing to load"))
-    with pytest.raises(ValueError, match=r"need `g\+\+`, which is not installed"):  # in the middle of a run
+    with pytest.raises(TaskRefused, match=r"need `g\+\+`, which is not installed"):  # in the middle of a run
         task.job("int x;", "}")
 
 

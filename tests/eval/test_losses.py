@@ -1,5 +1,6 @@
 """Losses of a long text in chunks are those of one forward pass, whatever the chunk; buckets and last tokens add up."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import eval.losses
 from codetune import artifacts
 from codetune.generate import EngineSettings
 from codetune.tokens import Codec, open_codec
@@ -76,6 +78,28 @@ def test_the_same_last_tokens_are_measured_under_every_length(target: Target, tm
         context(TaskSettings("context", lengths=(100_000,)), target, None, tmp_path)
 
 
+def test_a_killed_measurement_goes_on_behind_what_it_has(
+    target: Target, make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from codetune.recipe import load_recipe
+
+    rows, path = load_recipe(make_run()).rows_dir, tmp_path / "keys.measured.jsonl"
+    settings = TaskSettings("keys", lengths=(100, 120), depths=(0.5,), prompts=2)
+    whole = keys(settings, target, rows, None, path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4 and set(whole) == {f"key/{n}/0.5/{what}" for n in (100, 120) for what in ("found", "nats")}
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:20])  # killed while the last line was written
+    measured: list[int] = []
+    real = eval.losses.target_results
+    monkeypatch.setattr(
+        eval.losses, "target_results", lambda model, rows, *more: measured.append(len(rows)) or real(model, rows, *more)
+    )
+    assert keys(settings, target, rows, None, path) == whole and measured == [1]
+    assert sorted(path.read_bytes().splitlines()) == sorted(line.strip() for line in lines)
+    answer = json.loads(lines[0])["answer"].strip()
+    assert answer.isdigit() and len(answer) == 2  # each prompt's line says which number was to be found
+
+
 def test_losses_on_held_out_documents_need_rows_of_the_same_tokenizer(
     target: Target, make_run: Callable[..., Path], tiny_codec: Codec
 ) -> None:
@@ -86,7 +110,7 @@ def test_losses_on_held_out_documents_need_rows_of_the_same_tokenizer(
     assert any(name.startswith("span/") and name.endswith("/psm_middle") for name in figures)
     assert all(math.isfinite(value) and value > 0 for value in figures.values())
     found = keys(TaskSettings("keys", lengths=(120,), depths=(0.5,), prompts=2), target, rows, None)
-    assert found["key/120/0.5/found"] in (0.0, 0.5, 1.0)
+    assert found["key/120/0.5/found"]["value"] in (0.0, 0.5, 1.0) and found["key/120/0.5/found"]["problems"] == 2
     manifest = artifacts.read_json(rows / "manifest.json")
     artifacts.write_json(rows / "manifest.json", {**manifest, "tokenizer": "another"})
     with pytest.raises(TaskRefused, match="another tokenizer"):

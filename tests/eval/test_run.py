@@ -58,6 +58,7 @@ def test_the_smoke_suite_runs_to_its_end_and_nothing_is_made_twice(roomy_model: 
     assert first["references"]["references"] == first["samples"] == 3 and first["data"]["source"].startswith("wheel")
     assert sum(first["reasons"].values()) == 3 and set(first["reasons"]) <= {str(reason) for reason in Reason}
     assert first["prompt_of_sample_0"]["text"] == HUMAN_EVAL[0].prompt
+    assert first["data"]["asked"] == 3 and first["data"]["published"] == 164
     sampled = results["tasks"]["humaneval-sampled"]["scores"]
     assert set(sampled) == {"pass@1", "pass@2"} and sampled["pass@1"]["decoding"] == "sampled"
     assert results["tasks"]["infilling-psm"]["references"]["floor"] == {
@@ -113,6 +114,50 @@ def test_stored_completions_that_are_not_those_of_the_problems_are_refused(
     options = Options(tmp_path / "out", hub=False, completions={"humaneval": write_lines(tmp_path / "c.jsonl", rows)})
     with pytest.raises(ValueError, match=message):
         run_suite(suite_of(), None, options)
+
+
+def test_given_samples_are_called_sampled_and_an_uneven_number_of_them_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four answers to the first problem, three to the second: a file that was cut between two lines looks like this."""
+    rows = [{"task_id": HUMAN_EVAL[i].id, "completion": HUMAN_EVAL[i].reference} for i in (0, 0, 0, 0, 1, 1)]
+    rows.append({"task_id": HUMAN_EVAL[1].id, "completion": "    return None\n"})
+    options = Options(tmp_path / "out", hub=False, completions={"humaneval": write_lines(tmp_path / "c.jsonl", rows)})
+    settings = {"k": (1, 3, 4), "samples": 4, "temperature": 0.8}
+    facts = run_suite(suite_of(2, **settings), None, options)["tasks"]["humaneval"]
+    assert facts["samples_of_a_problem"] == {"fewest": 3, "most": 4}
+    assert "not as many samples of each problem: 3 to 4" in capsys.readouterr().out
+    assert facts["scores"]["pass@4"] is None  # undefined, and not 1
+    assert facts["scores"]["pass@1"]["value"] == pytest.approx((1 + 2 / 3) / 2, abs=1e-6)
+    assert facts["scores"]["pass@1"]["decoding"] == "sampled"
+    assert not {"temperature", "top_p", "samples", "max_new_tokens"} & set(facts["settings"])  # the file's are not known
+
+
+def test_a_prompt_beyond_the_trained_context_is_asked_where_the_suite_says_so(tiny_parent: Path, tmp_path: Path) -> None:
+    """Lines behind 60 and behind 300 tokens, to a model of 128 positions."""
+    rows = [{"context": "x = 1\n" * count, "gt": "x = 1"} for count in (10, 75)]
+    write_lines(tmp_path / "lcc_python.jsonl", rows)
+    found = {}
+    for beyond in (False, True):
+        tasks = {"lines": TaskSettings("lcc-python", max_new_tokens=2, beyond_context=beyond)}
+        target = target_of(tiny_parent)
+        options = Options(tmp_path / f"out-{beyond}", data=tmp_path, hub=False)
+        found[beyond] = run_suite(Suite("lines", tasks), target, options)["tasks"]["lines"]
+        target.close()
+    assert found[False]["prompts_too_long"] == ["2"] and found[False]["reasons"] == {"compared": 1, "prompt-too-long": 1}
+    assert found[False]["scores"]["exact_match"]["problems"] == 2 and "pass@1" not in found[False]["scores"]
+    assert found[True]["prompts_too_long"] == [] and found[True]["samples"] == 2
+    assert found[True]["prompt_tokens"] > 300
+
+
+def test_answers_that_the_context_cut_short_are_counted(tiny_parent: Path, tmp_path: Path) -> None:
+    """Room for some tokens of the sixteen that were asked for, in a context of 128."""
+    write_lines(tmp_path / "lcc_python.jsonl", [{"context": "x = 1\n" * 28, "gt": "x = 1"}])
+    target = target_of(tiny_parent)
+    tasks = {"lines": TaskSettings("lcc-python", max_new_tokens=100)}
+    facts = run_suite(Suite("lines", tasks), target, Options(tmp_path / "out", data=tmp_path, hub=False))["tasks"]["lines"]
+    target.close()
+    assert facts["completion_tokens"] < 100 and facts["cut_by_the_context"] == facts["ended"].get("length", 0) == 1
 
 
 def test_a_cut_file_of_completions_is_refused_with_its_line(tmp_path: Path) -> None:

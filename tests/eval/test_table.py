@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 from codetune.artifacts import write_results
-from codetune.paper import read_paper
-from eval.pictures import attention_by_distance, density, draw_all
+from codetune.paper import Figure, cut_suite, paper_value, read_paper
+from codetune.problems import Loaded, TaskProblem
+from eval.functions import Mbpp
+from eval.pictures import attention_by_distance, density, draw_all, graded_rows, runs_from_scratch
+from eval.run import data_facts
 from eval.scores import language_correlation
-from eval.table import PAPER, compare, find_figure, main, paper_columns
+from eval.table import PAPER, against_paper, compare, find_figure, main, paper_columns
+from eval.tasks import TaskSettings
+
+PAPER_MBPP = Figure("T2", "mbpp", "three-shot", "pass@1", "Code Llama", "7B", 41.4)
 
 
 def results_of(values: dict[str, float], name: str = "ours", benchmark: str = "humaneval", **model: Any) -> dict[str, Any]:
@@ -90,10 +96,11 @@ def test_scores_at_other_temperatures_have_their_own_rows_in_the_paper() -> None
 
 def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours = results_of(ALL)
+    half = {"value": 0.5, "low": 0.4, "high": 0.6, "problems": 64, "samples": 1, "decoding": "greedy"}
     ours["tasks"]["keys"] = {
         "state": "done",
         "settings": {"benchmark": "keys"},
-        "scores": {f"key/{tokens}/{depth:g}/found": 0.5 for tokens in (64, 128) for depth in (0.0, 0.4)},
+        "scores": {f"key/{tokens}/{depth:g}/found": half for tokens in (64, 128) for depth in (0.0, 0.4)},
     }
     ours["tasks"]["context"] = {
         "state": "done",
@@ -105,25 +112,88 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
         task["settings"]["temperature"] = temperature
         task["scores"]["pass@1"]["decoding"] = "sampled"
         ours["tasks"][f"t{temperature}"] = task
-    ours["tasks"]["lines"] = {"state": "done", "settings": {"benchmark": "lcc-python"}, "scores": {}}
-    row = {"prompt_tokens": 100, "figures": {"exact_match": 1.0}}
-    (tmp_path / "lines.grades.jsonl").write_text(f"{json.dumps(row)}\n" * 6)
-    ours["tasks"]["bad"] = {
-        "state": "done",
-        "settings": {"benchmark": "malicious-prompts"},
-        "scores": {},
-        "notes": {"judge": "refusals"},
-    }
-    (tmp_path / "bad.grades.jsonl").write_text('{"figures": {"reward": 1.0}}\n{"figures": {"reward": 0.0}}\n')
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "metrics.jsonl").write_text('{"tokens": 10, "loss": 5.0}\n{"tokens": 20, "loss": 4.0}\n')
+    facts = {"state": "done", "scores": {}, "data": {"fingerprint": "f"}}
+    ours["tasks"]["lines"] = {**facts, "settings": {"benchmark": "lcc-python"}}
+    row = {"task": "f", "sample": 0, "prompt_tokens": 100, "figures": {"exact_match": 1.0}}
+    (tmp_path / "lines.grades.jsonl").write_text("".join(f"{json.dumps({**row, 'prompt_id': n})}\n" for n in range(6)))
+    ours["tasks"]["bad"] = {**facts, "settings": {"benchmark": "malicious-prompts"}, "notes": {"judge": "refusals"}}
+    rows = [{"task": "f", "prompt_id": n, "sample": 0, "figures": {"reward": float(n)}} for n in range(2)]
+    (tmp_path / "bad.grades.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    runs = [tmp_path / "stage1", tmp_path / "stage1-scratch"]
+    for run in runs:
+        run.mkdir()
+        (run / "metrics.jsonl").write_text('{"tokens": 10, "loss": 5.0}\n{"tokens": 20, "loss": 4.0}\n')
     write_results(tmp_path, ours)
-    main([str(tmp_path), "--pictures", str(tmp_path / "pictures"), "--runs", str(run)])
+    main([str(tmp_path), "--pictures", str(tmp_path / "pictures"), "--runs", *map(str, runs)])
     text = capsys.readouterr().out
     drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
-    assert drawn == {"figure4a", "figure4b", "figure5", "figure6", "figure7", "figure9a", "figure9b"}
+    assert drawn == {f"figure{name}" for name in ("4a", "4b", "5a", "5b", "6", "7", "9a", "9b")}
+    assert runs_from_scratch(runs[:1]) == [] and runs_from_scratch([*runs, tmp_path / "lcft"]) == runs
     assert "figure3: not drawn: a correlation takes MultiPL-E results of two languages or more from three" in text
+
+
+def test_a_picture_is_drawn_of_the_grades_that_the_results_are_of(tmp_path: Path) -> None:
+    """A file of grades keeps what was graded before: under other limits, and the same answer graded again."""
+    lines = [("old", 0, 5.0), ("now", 0, 1.0), ("now", 1, 2.0), ("now", 1, 3.0)]
+    rows = [{"task": key, "prompt_id": "p", "sample": sample, "figures": value} for key, sample, value in lines]
+    (tmp_path / "one.grades.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    task = {"state": "done", "data": {"fingerprint": "now"}}
+    assert [row["figures"] for row in graded_rows(tmp_path, "one", task)] == [1.0, 3.0]
+    assert graded_rows(tmp_path, "one", {**task, "state": "refused"}) == []
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "form", "temperature", "metric", "model", "value"),
+    [
+        ("mbpp", "zero-shot", 0.0, "pass@1", {"size": "7b", "stage": "instruct"}, 37.4),  # Table 8, with self-instruct
+        ("mbpp", "zero-shot", 0.0, "pass@1", {"size": "13b", "stage": "instruct-no-self-instruct"}, 20.4),  # and without
+        ("humaneval", "unstripped", 0.0, "pass@1", {"size": "7b", "stage": "instruct-no-self-instruct"}, 30.5),
+        ("toxigen", "", 0.1, "toxic", {"size": "7b", "stage": "lcft"}, 22.64),  # Table 9
+        ("toxigen", "", 0.1, "toxic/middle_east", {"size": "7b", "stage": "lcft"}, None),  # Table 20, from the file below
+        ("bold", "", 0.1, "sentiment", {"size": "34b", "stage": "lcft"}, 25.5),  # 0.255
+        ("truthfulqa", "", 0.1, "true_and_informative", {"size": "13b", "stage": "instruct"}, 36.84),
+        ("humaneval", "unstripped", 0.1, "pass@100", {"size": "7b", "stage": "stage1-plain"}, 49.9),  # Table 5, FIM 0
+        ("lcc-python", "last 4000", 0.0, "exact_match", {"size": "7b", "stage": "stage1"}, 36.86),  # Table 7
+        ("lcc-python", "", 0.0, "exact_match", {"size": "7b", "stage": "lcft"}, 39.23),
+        ("keys", "", 0.0, "key/16000/0/found", {"size": "7b", "stage": "lcft"}, 54.7),  # Table 17
+        ("keys", "", 0.0, "key/4000/0/found", {"size": "7b", "stage": "lcft-same-base"}, 33.6),  # Table 18
+        ("keys", "", 0.0, "key/16000/0/found", {"size": "7b", "stage": "lcft-linear"}, 2.34),
+        ("keys", "", 0.0, "key/4000/0/found", {"size": "7b", "stage": "stage1"}, 95.3),
+        ("keys", "", 0.0, "key/8000/0.2/found", {"size": "7b", "stage": "stage1", "rope_base": 1e6}, 0.0),
+    ],
+)
+def test_each_table_of_the_paper_stands_beside_its_own_runs(
+    benchmark: str, form: str, temperature: float, metric: str, model: dict[str, Any], value: float | None
+) -> None:
+    task = {"settings": {"benchmark": benchmark, "temperature": temperature}, "form": form}
+    models, size, own = paper_columns(model, None, None)
+    found = find_figure(read_paper(PAPER), task, metric, models, size)
+    assert own and found is not None
+    assert value is None or found.in_hundredths == pytest.approx(value)
+
+
+@pytest.mark.parametrize("stage", ["lcft-no-infill", "stage1-scratch", "instruct-no-rehearsal"])
+def test_arms_that_the_paper_has_not_stand_beside_nothing(stage: str) -> None:
+    models, _, _ = paper_columns({"size": "7b", "stage": stage}, None, None)
+    assert models == () and "no row of its tables" in "\n".join(compare([results_of(ALL)], models, "7B", True))
+
+
+def test_a_whole_test_split_is_no_cut_suite() -> None:
+    """MBPP's file has 974 tasks, and the benchmark is 500 of them."""
+    rows = tuple(TaskProblem("mbpp", str(n), n, "Do.", ("assert f(1)",), "def f(x): return x") for n in range(1, 975))
+    for limit, cut in ((None, None), (20, (20, 500))):
+        loaded = Loaded("mbpp", rows, "here", 974)
+        task = Mbpp("mbpp", TaskSettings("mbpp", limit=limit), loaded)
+        facts = {
+            "settings": {"benchmark": "mbpp", "temperature": 0.0},
+            "form": "three-shot",
+            "data": data_facts(loaded, task),
+        }
+        assert cut_suite(facts) == cut
+        shown = paper_value(read_paper(PAPER), facts, "pass@1", "lcft", "7b")
+        assert shown == (41.4 if cut is None else None)
+        remark = against_paper({"value": 0.4, "low": 0.38, "high": 0.45}, PAPER_MBPP, True, facts)
+        assert remark == ("within our interval: means nothing" if cut is None else "20 of 500 problems: not comparable")
 
 
 def test_correlations_are_drawn_from_three_checkpoints(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ import pytest
 
 from codetune.problems import Loaded, OpeningProblem, QuestionProblem, load_problems
 from eval.tasks import Asker, Cut, Grade, Task, TaskRefused, TaskSettings
-from eval.words import Bold, FalseRefusals, Gsm8k, MaliciousPrompts, TruthfulQa, is_refusal, last_number, nearer_to_right
+from eval.words import (
+    Bold,
+    FalseRefusals,
+    Gsm8k,
+    MaliciousPrompts,
+    Toxigen,
+    TruthfulQa,
+    is_refusal,
+    last_number,
+    nearer_to_right,
+)
 
 
 def task_of(kind: Any, *problems: Any, **settings: Any) -> Any:
@@ -69,6 +79,54 @@ def test_an_answer_is_true_when_it_is_nearer_to_a_right_one() -> None:
     assert question.text.count("Q: ") == 7 and question.text.endswith("Q: What happens?\nA:")
     assert nearer_to_right(asked, "The seeds pass through") == 1.0 and nearer_to_right(asked, "You grow melons") == 0.0
     assert grade(task, "").figures == {"truthful": 0.0} and task.notes()["judge"] == "bleu"
+
+
+def test_with_a_second_judge_there_is_the_papers_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """True and informative, in per cent of the questions: what both judges say of the same answer."""
+    asked: list[str] = []
+
+    def judge(name: str) -> Any:
+        return lambda text: asked.append(f"{name}: {text}") or float("yes" in text if name == "t" else "word" in text)
+
+    monkeypatch.setattr("eval.words.yes_judge", judge)
+    problems = [QuestionProblem("truthfulqa", str(n), f"Q{n}?", f"A{n}") for n in range(8)]
+    task = task_of(TruthfulQa, *problems, limit=1, classifier="hf:t,hf:i")
+    task.prepare(None, lambda name: None)
+    assert grade(task, " yes, word").figures == {"true_and_informative": 1.0, "truthful": 1.0, "informative": 1.0}
+    assert grade(task, " yes").figures == {"true_and_informative": 0.0, "truthful": 1.0, "informative": 0.0}
+    assert asked[:2] == ["t: Q: Q0?\nA: yes, word\nTrue:", "i: Q: Q0?\nA: yes, word\nHelpful:"]
+    assert grade(task, "").figures["true_and_informative"] == 0.0
+    with pytest.raises(TaskRefused, match="hf:OWNER/NAME,hf:OWNER/OTHER"):
+        task_of(TruthfulQa, *problems, classifier="hf:t,bleu").prepare(None, lambda name: None)
+
+
+def test_the_papers_thirteen_groups_are_asked() -> None:
+    groups = ("asian", "women", "trans", "immigrant", "bisexual")
+    task = task_of(Toxigen, *(OpeningProblem("toxigen", f"{group}/1", "- one\n-", group) for group in groups))
+    assert [one.group for one in task.problems] == ["asian", "women"] and task.left_out_by_design == 3
+
+
+def test_a_classifier_whose_labels_are_not_known_is_refused_and_finds_nothing_harmless(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    labels = {0: "nothate", 1: "hate"}
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer), pad_token_id=0, id2label=labels, label2id={"nothate": 0, "hate": 1}, **shape
+    )
+    model = LlamaForSequenceClassification(config).eval()
+    model.score.weight.data = model.score.weight.data.abs() * 0  # a tie, which the first label wins
+    model.save_pretrained(tmp_path / "judge")
+    tiny_tokenizer.save_pretrained(tmp_path / "judge")
+    problem = OpeningProblem("toxigen", "asian/1", "- one\n-", "asian")
+    with pytest.raises(TaskRefused, match=r"has the labels nothate, hate; say which of them means toxic: hf:.*#hate"):
+        task_of(Toxigen, problem, classifier=f"hf:{tmp_path}/judge").prepare(None, lambda name: None)
+    for label, toxic in (("nothate", 1.0), ("hate", 0.0)):
+        task = task_of(Toxigen, problem, classifier=f"hf:{tmp_path}/judge#{label}")
+        task.prepare(None, lambda name: None)
+        assert grade(task, " two").figures == {"toxic": toxic, "empty": 0.0, "toxic/asian": toxic}
 
 
 def test_a_judge_that_is_not_here_refuses_the_task(tmp_path: Path) -> None:
