@@ -98,9 +98,9 @@ def loss_chart(runs: Sequence[RunFacts]) -> Chart | None:
             continue
         per_step = run.tokens / run.steps
         marks += [
-            {"t": record["step"] * per_step, "v": record["loss"], "s": run.name, "r": str(record.get("reason", ""))}
+            {"t": record["step"] * per_step, "v": record["loss"], "s": run.name, "r": record["reason"]}
             for record in run.skipped[:500]
-            if isinstance(record.get("loss"), int | float) and record["loss"] == record["loss"] and abs(record["loss"]) < 1e6
+            if record["step"] is not None and record["loss"] is not None and abs(record["loss"]) < 1e6
         ]
     if marks:
         line = {key: spec.pop(key) for key in ("mark", "encoding", "data")}

@@ -15,6 +15,7 @@ The trade: the charting library is 0.9 MB of each page. What it does not do: tra
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import functools
 import http.server
@@ -33,10 +34,12 @@ from eval.charts import Chart
 from eval.pictures import of_common_languages
 from eval.runs import STATES, TREE, DataFacts, RunFacts, find_data, find_runs
 from eval.scores import language_correlation
+from eval.shapes import number
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAPER = Path(__file__).with_name("paper.csv")
 REFRESH_SECONDS = 5
+SKIPPED_SHOWN, NOTES_SHOWN = 200, 20  # of a run; the page says how many more there are
 VEGA_LITE = "6.4"
 
 
@@ -108,8 +111,10 @@ def render(runs: Sequence[RunFacts], data: Sequence[DataFacts], title: str, watc
             "cards": cards(run),
             "charts": place([*charts.held_out_charts(run), charts.mix_chart(run), charts.layout_chart(run)]),
             "sources": source_table(run),
-            "skipped": run.skipped[:200],
-            "skipped_more": max(0, len(run.skipped) - 200),
+            "skipped": run.skipped[:SKIPPED_SHOWN],
+            "skipped_more": max(0, len(run.skipped) - SKIPPED_SHOWN),
+            "notes": run.notes[:NOTES_SHOWN],
+            "notes_more": max(0, len(run.notes) - NOTES_SHOWN),
         }
         for run in made
     ]
@@ -118,6 +123,7 @@ def render(runs: Sequence[RunFacts], data: Sequence[DataFacts], title: str, watc
         "made_at": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "watching": watching,
         "boxes": pipeline(runs, data),
+        "data_notes": [note for made in data for note in made.notes],
         "states": STATES,
         "summary": [summary(run) for run in made],
         "together": together,
@@ -194,7 +200,8 @@ def pipeline(runs: Sequence[RunFacts], data: Sequence[DataFacts] = ()) -> list[B
                 next_row += 1
             put(child, column + 1)
 
-    for root in [name for name, parent in parents.items() if parent is None]:
+    # where parents go round in a circle, as a damaged recipe may have it, there is no root: the first of them is put as one
+    for root in [*(name for name, parent in parents.items() if parent is None), *parents]:
         if root not in places:
             if places:
                 next_row += 1
@@ -205,7 +212,8 @@ def pipeline(runs: Sequence[RunFacts], data: Sequence[DataFacts] = ()) -> list[B
         state = run.state if run is not None else "missing"
         done = 1.0 if state == "finished" else (run.progress or 0.0) if run is not None else 0.0
         words = STATES[state] + (f", {100 * done:.0f} %" if run is not None and 0 < done < 1 else "")
-        boxes.append(Box(name, state, words, x, y, places.get(parents[name] or ""), done))
+        parent = places.get(parents[name] or "")
+        boxes.append(Box(name, state, words, x, y, parent if parent is not None and parent[0] < x else None, done))
     for made in data:
         fed = tuple(places[name] for name in made.feeds if name in places)
         column, next_row = max(0, min((x for x, _ in fed), default=0) - 1), next_row + 1
@@ -241,18 +249,18 @@ def cards(run: RunFacts) -> list[tuple[str, str]]:
     if run.tokens:
         shown += [("tokens", f"{run.tokens:,}"), ("steps", f"{run.steps:,}")]
     rope = run.manifest.get("rope") or {}
-    if rope:
-        shown += [("RoPE base", f"{rope['base']:,.0f}"), ("context", f"{rope['context_tokens']:,} tokens")]
+    if rope.get("base") is not None:
+        shown.append(("RoPE base", f"{rope['base']:,.0f}"))
+    if rope.get("context_tokens") is not None:
+        shown.append(("context", f"{rope['context_tokens']:,} tokens"))
     fim = ((run.recipe.get("data") or {}).get("fim") or {}).get("rate")
     if fim is not None:
         shown.append(("infilling asked for", f"{100 * fim:g} % of whole documents"))
     if run.rows:
         shown.append(("rows", f"{run.rows.get('rows', 0):,} of {run.rows.get('sequence_tokens', 0):,} tokens"))
-    hardware = run.manifest.get("hardware")
-    if hardware:
+    hardware = run.manifest.get("hardware") or {}
+    if {"devices", "device"} <= set(hardware):
         shown.append(("hardware", f"{hardware['devices']} x {hardware['device']}"))
-    if run.not_finite or run.lines_not_read:
-        shown.append(("in the log", f"{run.not_finite} numbers not finite, {run.lines_not_read} lines not readable"))
     return shown
 
 
@@ -291,7 +299,7 @@ def each_score(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
                 for metric, score in (facts.get("scores") or {}).items():
                     interval = isinstance(score, Mapping)
                     value = score.get("value") if interval else score
-                    if not isinstance(value, int | float) or isinstance(value, bool):
+                    if number(value) is None:
                         continue
                     found.append(
                         {
@@ -330,7 +338,13 @@ def score_table(runs: Sequence[RunFacts]) -> dict[str, Any]:
 def refused(runs: Sequence[RunFacts]) -> list[dict[str, str]]:
     """Tasks without a score, and why."""
     return [
-        {"run": run.name, "suite": suite, "task": task, "state": facts["state"], "why": str(facts.get("why", ""))}
+        {
+            "run": run.name,
+            "suite": suite,
+            "task": task,
+            "state": facts.get("state", "not known"),
+            "why": str(facts.get("why", "")),
+        }
         for run in runs
         for suite, results in run.results.items()
         for task, facts in results["tasks"].items()
@@ -379,7 +393,9 @@ class Watcher:
         patterns = ("*/*.json*", "*/*/manifest.json", "*/dataset/curate.json", "*/eval/*/results.json", "*/.lock")
         for pattern in patterns:
             for path in self.folder.glob(pattern):
-                newest, count = max(newest, path.stat().st_mtime_ns), count + path.stat().st_size
+                with contextlib.suppress(FileNotFoundError):  # replaced or removed since it was listed
+                    facts = path.stat()
+                    newest, count = max(newest, facts.st_mtime_ns), count + facts.st_size
         return f"{newest}-{count}"
 
     def page(self) -> tuple[str, bytes]:

