@@ -1,12 +1,15 @@
-"""Curation: throughput per core and memory against plain datatrove with the same steps, and memory at ten times the corpus.
+"""Curation: throughput per core and memory against plain datatrove with the same steps, and memory at 10 and at 40 times.
 
 Reference: what a script would do with datatrove's own blocks: its parquet reader, its filter with our rules (it has none for
 code), its exact and MinHash duplicate removal over the same tokens, with its shingles and its clusters, its writer. Beside
 that, ours keeps what it drops, counts, orders every shard and compares near copies exactly. Each run is a process of its own
 with one worker; seconds are those of the processor, from the first document to the last file, benchmarks' index included.
 
-Ten times the corpus: copies of it with every longer word changed, in ten times as many shards (a shard is sorted in memory)
-and one task. Documents that wait for their shard's file take 1 MiB here instead of 64, so that both sizes fill them.
+Memory over corpus size: copies with every longer word changed, 17 and 68 MB of text, one task, every phase of it in the
+same process, where what one task leaves behind adds to the next. The smaller of the two is ten times the corpus above: below
+that the table of known tokens (65,536) is not full yet, and a peak at 1.6 MB says what a process needs at all. Documents
+that wait for their shard's file, and dropped ones, take 1 MiB each here instead of 64 and 32, so that both sizes fill them.
+A shard is sorted in memory: there are as many as keep the largest below 2.5 MB of text, at every size.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,9 @@ import pyarrow.parquet as pq
 import xxhash
 import yaml
 
-MINUTES = 3
+MINUTES = 5
+SIZES = (10, 40)  # times the corpus
+SHARD_CHARACTERS = 2_500_000  # at most, in the largest shard
 CORPUS_BYTES = 1_500_000
 TURNS = 2
 BENCHMARKS = {"benchmarks": ["humaneval"]}
@@ -69,6 +75,24 @@ def write_corpus(folder: Path, texts: list[tuple[str, str]], times: int) -> int:
     return size
 
 
+def shards_for(texts: list[tuple[str, str]], times: int) -> int:
+    """The smallest number of shards whose largest is small enough; all files of one group are in one."""
+    from data_pipelines.curate import shard_of
+
+    groups = Counter[str]()
+    for copy in range(times):
+        for name, text in texts:
+            groups[f"{copy}/{name.partition('/')[0]}"] += len(text)
+    shards = 1
+    while True:
+        sizes = Counter[int]()
+        for group, size in groups.items():
+            sizes[shard_of(group, shards)] += size
+        if max(sizes.values()) <= SHARD_CHARACTERS:
+            return shards
+        shards += 1
+
+
 def recipe_tree(folder: Path, shards: int) -> dict[str, Any]:
     columns = {"id_column": "id", "group_column": "group", "license_column": "license"}
     source = {"kind": "parquet", "path": str(folder / "raw" / "*.parquet"), **columns}
@@ -87,9 +111,9 @@ def recipe_tree(folder: Path, shards: int) -> dict[str, Any]:
 def ours(folder: Path) -> int:
     """Documents that are kept."""
     from codetune.recipe import load_recipe
-    from data_pipelines import curate
+    from data_pipelines import curate, ledger
 
-    curate.BUFFER_BYTES = 1 << 20
+    curate.BUFFER_BYTES = ledger.FLUSH_BYTES = 1 << 20
     dataset = curate.curate(load_recipe(folder / "recipe.yaml"))
     return json.loads((dataset / "curate.json").read_text())["sources"]["code"]["documents"]
 
@@ -222,7 +246,7 @@ def main() -> None:
         found: dict[str, list[dict[str, Any]]] = {"ours": [], "plain": []}
         for turn in range(TURNS):
             for which in ("ours", "plain") if turn % 2 == 0 else ("plain", "ours"):
-                found[which].append(measure(which, Path(name) / "once", 2))
+                found[which].append(measure(which, Path(name) / "once", shards_for(texts, 1)))
         for which, runs in found.items():
             best = min(run["seconds"] for run in runs)
             figures[which] = {
@@ -235,19 +259,29 @@ def main() -> None:
                 f"{which:<6} {size / 1e6:.1f} MB: {best:.1f} s of the processor, {size / 1e6 / best:.2f} MB/s, "
                 f"peak {figures[which]['peak_mib']:.0f} MiB; {runs[0]['kept']} of {len(texts)} documents kept"
             )
-        many = write_corpus(Path(name) / "often", texts, 10)
-        large = measure("ours", Path(name) / "often", 20)
+        sizes = []
+        for times in SIZES:
+            shards = shards_for(texts, times)
+            many = write_corpus(Path(name) / f"{times}", texts, times) / 1e6
+            large = measure("ours", Path(name) / f"{times}", shards)
+            per_second = many / large["seconds"]
+            sizes.append({"mb": many, "shards": shards, "mb_per_second": per_second, "peak_mib": large["peak_mib"]})
+            print(
+                f"{times} times, {many:.0f} MB in {shards} shards: {per_second:.2f} MB/s, peak {large['peak_mib']:.0f} MiB"
+            )
     figures |= {
         "ratio": figures["ours"]["mb_per_second"] / figures["plain"]["mb_per_second"],
-        "large": {"mb": many / 1e6, "mb_per_second": many / 1e6 / large["seconds"], "peak_mib": large["peak_mib"]},
+        "sizes": sizes,
         "memory_over_plain": figures["ours"]["peak_mib"] / figures["plain"]["peak_mib"],
-        "memory_at_ten_times": large["peak_mib"] / figures["ours"]["peak_mib"],
+        "memory_at_four_times": sizes[1]["peak_mib"] / sizes[0]["peak_mib"],
+        "memory_at_ten_times_the_smallest": sizes[0]["peak_mib"] / figures["ours"]["peak_mib"],
     }
     print(
         f"\nours over plain: {figures['ratio']:.2f} of its throughput (to reach: 0.9), "
         f"{figures['memory_over_plain']:.2f} of its peak memory\n"
-        f"ten times the corpus, {many / 1e6:.0f} MB: {figures['large']['mb_per_second']:.2f} MB/s, "
-        f"peak {large['peak_mib']:.0f} MiB, {figures['memory_at_ten_times']:.2f} of that of one time"
+        f"peak memory at {sizes[1]['mb']:.0f} MB over {sizes[0]['mb']:.0f} MB: {figures['memory_at_four_times']:.3f} "
+        f"(to reach: flat, within 10 %); at {sizes[0]['mb']:.0f} MB over {size / 1e6:.1f} MB: "
+        f"{figures['memory_at_ten_times_the_smallest']:.2f}"
     )
     print("RESULT " + json.dumps(figures))
 

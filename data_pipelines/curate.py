@@ -23,6 +23,7 @@ the places of documents that have a near copy.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -171,10 +172,24 @@ class PhaseTask:
         # our own file, written a moment ago by the process that started this one
         plan = pickle.loads((partial / PLAN).read_bytes())
         assert world_size == _tasks_of(self.phase, plan)
-        _RUN[self.phase](partial, plan, rank)
+        with _frugal_arrow():
+            _RUN[self.phase](partial, plan, rank)
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return phase_task, (self.folder, self.phase)
+
+
+@contextlib.contextmanager
+def _frugal_arrow() -> Iterator[None]:
+    """Arrow's memory from the system while a task runs: its own allocator keeps what is freed, more with every task."""
+    import pyarrow as pa
+
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def phase_task(folder: str, phase: str) -> PhaseTask:
