@@ -152,6 +152,8 @@ def draw_keys(axes: Any, results: Mapping[str, Any]) -> Drawn:
     axes.figure.colorbar(picture, label="share found")
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
+    for (row, column), value in np.ndenumerate(grid_DL):
+        axes.text(column, row, f"{100 * value:.0f} %", ha="center", va="center", color="black" if value > 0.6 else "white")
     axes.set(xlabel="tokens", ylabel="depth")
     return None
 

@@ -148,6 +148,7 @@ def run_task(
     found = task.scores(graded.grades)
     facts["scores"] = {key: None if score is None else score.to_dict() for key, score in found.items()}
     facts["per_problem"] = task.per_problem(graded.grades)
+    facts["per_problem_of"] = task.per_problem_of(graded.grades)
     return {"state": "done", **facts}
 
 
@@ -287,7 +288,7 @@ def answer_facts(answers: Sequence[Answer], too_long: Sequence[str], settings: T
         "ended": {reason: ended.count(reason) for reason in sorted(set(ended))},
     }
     facts["prompts_too_long"] = list(too_long)
-    facts["empty"] = sum(not answer.text for answer in answers)
+    facts["empty"] = sum(not answer.text.strip() for answer in answers)
     for key in ("prompt_tokens", "completion_tokens"):
         facts[key] = sum(getattr(answer, key) or 0 for answer in answers)
     # Cut by the model's context before the limit that was asked for: such answers are shorter than the settings say.

@@ -15,13 +15,14 @@ for scale.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from codetune.artifacts import fail, read_results
 from codetune.paper import ROPE_PUT_IN, VARIANTS, Figure, cut_suite, form_in_paper, read_paper, stage_of
-from eval.scores import paired_difference
+from eval.scores import paired_difference, pass_at_k
 
 PAPER = Path(__file__).with_name("paper.csv")
 
@@ -83,20 +84,35 @@ def shown(score: Any) -> str:
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], metric: str) -> str:
     """What the difference of two results of one task means, by problems that both have."""
-    if metric != next(iter(ours["scores"])) or not ours.get("per_problem") or not theirs.get("per_problem"):
+    values, others = each_problem(ours, metric), each_problem(theirs, metric)
+    if not values or not others:
         return "not paired"
     if ours["data"]["fingerprint"] != theirs["data"]["fingerprint"]:
         return "other problems or limits: not comparable"
     if (ours.get("form"), decoding(ours)) != (theirs.get("form"), decoding(theirs)):
         return "other form or decoding: not comparable"
-    mean, low, high = paired_difference(ours["per_problem"], theirs["per_problem"])
+    mean, low, high = paired_difference(values, others)
     meaning = "means nothing" if low <= 0 <= high else "differs"
     return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {meaning}"
 
 
+def each_problem(task: Mapping[str, Any], metric: str) -> Mapping[str, float] | None:
+    """A score's figure for each problem; pass@k of what passed of its samples; None where results do not keep it.
+
+    Example: half of 4 samples passed, pass@2 -> 5/6
+    """
+    values, score = task.get("per_problem"), task["scores"].get(metric)
+    if not values or not isinstance(score, dict) or metric == task.get("per_problem_of", "pass@1"):
+        return values if isinstance(score, dict) else None
+    k = re.fullmatch(r"pass@(\d+)", metric)
+    if k is None or task.get("per_problem_of", "pass@1") != "pass@1" or "samples_of_a_problem" in task:
+        return None
+    samples = score["samples"]
+    return {name: pass_at_k(samples, round(samples * value), int(k[1])) or 0.0 for name, value in values.items()}
+
+
 def decoding(task: Mapping[str, Any]) -> Any:
-    score = next(iter(task["scores"].values()))
-    return score.get("decoding") if isinstance(score, dict) else None
+    return next((score["decoding"] for score in task["scores"].values() if isinstance(score, dict)), None)
 
 
 def against_paper(score: Any, paper: Figure, own_size: bool, task: Mapping[str, Any]) -> str:

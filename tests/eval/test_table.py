@@ -16,7 +16,7 @@ from eval.functions import Mbpp
 from eval.pictures import attention_by_distance, density, draw_all, graded_rows, runs_from_scratch
 from eval.run import data_facts
 from eval.scores import language_correlation
-from eval.table import PAPER, against_paper, compare, find_figure, main, paper_columns
+from eval.table import PAPER, against_paper, compare, each_problem, find_figure, main, paper_columns
 from eval.tasks import TaskSettings
 
 PAPER_MBPP = Figure("T2", "mbpp", "three-shot", "pass@1", "Code Llama", "7B", 41.4)
@@ -86,6 +86,22 @@ def test_results_of_the_same_problems_are_compared_in_pairs() -> None:
     assert "other form or decoding: not comparable" in "\n".join(
         compare([results_of(ALL), other], ("Code Llama",), "7B", False)
     )
+
+
+def test_a_difference_is_that_of_its_own_score() -> None:
+    """Of the file's scores, in the alphabet's order, the one that the problems' figures make up; pass@k of counts."""
+    ours, theirs = (results_of({"a": value, "b": 0.5}) for value in (1.0, 0.0))
+    for one in (ours, theirs):
+        score = {**one["tasks"]["one"]["scores"]["pass@1"], "samples": 4}
+        one["tasks"]["one"] |= {"scores": {"bleu": score, "exact_match": score}, "per_problem_of": "exact_match"}
+    bleu, exact = compare([ours, theirs], ("Code Llama",), "7B", False)[4:6]
+    assert "not paired" in bleu and "(1) +50.0" in exact
+    for one in (ours, theirs):
+        score = one["tasks"]["one"]["scores"]["bleu"]
+        one["tasks"]["one"] |= {"scores": {"introductory/pass@2": score, "pass@2": score}, "per_problem_of": "pass@1"}
+    level, pair = compare([ours, theirs], ("Code Llama",), "7B", False)[4:6]
+    assert "not paired" in level and "(1) +50.0" in pair
+    assert each_problem(ours["tasks"]["one"], "pass@2") == pytest.approx({"a": 1.0, "b": 5 / 6})
 
 
 def test_scores_at_other_temperatures_have_their_own_rows_in_the_paper() -> None:
