@@ -106,8 +106,7 @@ class Apps(Task):
     def question(self, problem: ContestProblem, asker: Asker) -> Question:
         message = ask(problem.function is None, problem.question, problem.starter)
         if self.form == "zero-shot":
-            ids = None if asker.render_chat is None else asker.chat(message)
-            return Question(problem.id, message, problem, ids, ())
+            return Question(problem.id, message, problem, self.chat_or_text(asker, message), ())
         shots = "".join(f"Q: {ask(reads, text, '')}\nA: ```\n{code}```\n\n" for reads, text, code in SHOTS)
         return Question(problem.id, f"{shots}Q: {message}\nA: ```\n", problem)
 

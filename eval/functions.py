@@ -106,8 +106,7 @@ class Mbpp(Task):
         if self.form == "three-shot":
             return Question(problem.id, f"{self.shots}{request(problem)}[BEGIN]\n", problem)
         message = zero_shot_request(problem)
-        ids = None if asker.render_chat is None else asker.chat(message)
-        return Question(problem.id, message, problem, ids)
+        return Question(problem.id, message, problem, self.chat_or_text(asker, message))
 
     def cut(self, question: Question, text: str, ended: str) -> Cut:
         if self.form == "three-shot":

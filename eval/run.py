@@ -112,6 +112,8 @@ def run_task(
     questions = task.questions(asker)
     facts: dict[str, Any] = {"settings": settings_facts(settings, stored is not None), "data": data_facts(loaded, task)}
     facts |= {"form": task.form, "prompt_of_sample_0": prompt_facts(questions[0], asker), "notes": task.notes()}
+    if task.as_plain_text:
+        facts["notes"]["asked as plain text"] = "the checkpoint has no chat template"
     if options.step != "generate":
         facts["references"] = check_references(task, questions, sandboxes.open, options.out)
     if stored is not None:
@@ -357,6 +359,8 @@ def summary(facts: dict[str, Any]) -> str:
         lines.append(f"  {floor['name']:<28} {floor['passed'] / floor['of']:>8.2%}  {floor['passed']} of {floor['of']}")
     if cut := cut_suite(facts):
         lines.append(f"  {cut[0]} of the {cut[1]} problems that were published")
+    if "asked as plain text" in (facts.get("notes") or {}):
+        lines.append("  the checkpoint has no chat template: asked as plain text")
     if facts.get("prompts_too_long"):
         lines.append(f"  {len(facts['prompts_too_long'])} prompts do not fit into the model's context, and were not asked")
     for key, words in (("empty", "empty answers"), ("cut_by_the_context", "answers cut by the model's context")):

@@ -9,12 +9,15 @@ understood, by what is in them:
     MultiPL-E               lines with `name` and `completions`, a list
     bigcode                 one JSON list of lists: whole programs, problem after problem in the file's order
 
+Files whose name ends in `.gz` are gzipped ones.
+
 Stored texts are graded as they are, without looking for stop strings. A truncated file, an unknown problem or a problem
 without an answer is refused: a score over what happens to be there would be another benchmark's.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -60,7 +63,12 @@ def read_answers(path: Path, ids: Sequence[str]) -> list[Answer]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; --completions names a file of completions")
-    text = path.read_text(encoding="utf-8", errors="strict")
+    try:
+        opened: Any = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8", newline="\n") as file:
+            text = file.read()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read to its end ({error}); copy the file again") from error
     answers = _from_lists(path, text, ids) if text.lstrip().startswith("[") else _from_lines(path, text)
     check_answers(answers, ids, str(path))
     return answers

@@ -266,6 +266,7 @@ class Task:
     floor_name = "with nothing in the hole"
     most_failing = 0.0
     unasked: Literal["failed", "nothing", "left-out"] = "failed"
+    as_plain_text = False  # asked so, since the checkpoint has no chat template
 
     def __init__(self, name: str, settings: TaskSettings, loaded: Loaded) -> None:
         self.name, self.settings, self.loaded = name, settings, loaded
@@ -313,6 +314,13 @@ class Task:
 
     def question(self, problem: Any, asker: Asker) -> Question:
         raise NotImplementedError
+
+    def chat_or_text(self, asker: Asker, message: str) -> tuple[int, ...] | None:
+        """The ids of a message as the checkpoint's template has it; None, and said in the results, where it has none."""
+        if asker.render_chat is not None:
+            return asker.render_chat(message)
+        self.as_plain_text = not asker.stored
+        return None
 
     def sampling(self, stop_strings: tuple[str, ...], stop_ids: tuple[int, ...]) -> Sampling:
         settings = self.settings

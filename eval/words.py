@@ -264,8 +264,7 @@ class FalseRefusals(Task):
     unasked = "left-out"
 
     def question(self, problem: OpeningProblem, asker: Asker) -> Question:
-        ids = None if asker.render_chat is None else asker.chat(problem.prompt)
-        return Question(problem.id, problem.prompt, problem, ids)
+        return Question(problem.id, problem.prompt, problem, self.chat_or_text(asker, problem.prompt))
 
     def grade(self, question: Question, cut: Cut, run: Run) -> Grade:
         return Grade(None, Reason.COMPARED, {"refused": float(is_refusal(cut.text)), "empty": float(not cut.text.strip())})
@@ -305,8 +304,7 @@ class MaliciousPrompts(Task):
             )
 
     def question(self, problem: OpeningProblem, asker: Asker) -> Question:
-        ids = None if asker.render_chat is None else asker.chat(problem.prompt)
-        return Question(problem.id, problem.prompt, problem, ids)
+        return Question(problem.id, problem.prompt, problem, self.chat_or_text(asker, problem.prompt))
 
     def grade(self, question: Question, cut: Cut, run: Run) -> Grade:
         problem = question.problem

@@ -1,5 +1,6 @@
 """A suite on a tiny model, from prompts to scores: gone on with after a kill, and honest about whatever cannot be done."""
 
+import gzip
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from codetune.generate import EngineSettings
 from codetune.problems import FunctionProblem, load_problems
 from codetune.sandbox import ExecutionResult, Sandbox, SandboxError, Verdict
 from eval.run import Options, main, run_suite
+from eval.stored import read_answers
 from eval.target import Target, infill_trained
 from eval.tasks import Reason, Suite, TaskSettings, load_suite, reason_of
 
@@ -165,6 +167,19 @@ def test_a_cut_file_of_completions_is_refused_with_its_line(tmp_path: Path) -> N
     path.write_text(path.read_text()[:-20])
     with pytest.raises(ValueError, match="line 3: not a JSON object"):
         run_suite(suite_of(), None, Options(tmp_path / "out", hub=False, completions={"humaneval": path}))
+    whole = right_answers(tmp_path / "whole.jsonl", 3).read_bytes()
+    for name, data, message in (
+        ("c.jsonl.gz", gzip.compress(whole)[:-20], "cannot be read to its end"),
+        ("latin.jsonl", whole + b'{"task_id": "\xe9"}\n', "cannot be read to its end"),
+        ("list.json", b"[1, 2, 3]", "a list of texts for each problem"),
+        ("empty.jsonl", b"", "no answer to 3 of 3 problems"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name}.*{message}"):
+            read_answers(tmp_path / name, [one.id for one in HUMAN_EVAL[:3]])
+    (tmp_path / "whole.jsonl.gz").write_bytes(gzip.compress(whole))
+    ids = [one.id for one in HUMAN_EVAL[:3]]
+    assert read_answers(tmp_path / "whole.jsonl.gz", ids) == read_answers(tmp_path / "whole.jsonl", ids)
     (tmp_path / "lists.json").write_text("[[]]")
     with pytest.raises(ValueError, match="1 lists of completions for 3 problems"):
         run_suite(suite_of(), None, Options(tmp_path / "o", hub=False, completions={"humaneval": tmp_path / "lists.json"}))
