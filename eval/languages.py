@@ -122,7 +122,9 @@ class MultiplE(Task):
         if self.language not in LANGUAGES:
             raise TaskRefused(f"no runner for {self.language} in the sandbox; there are {', '.join(LANGUAGES)}")
         if self.language == "java":
-            jars = sorted(str(path.absolute()) for path in data.rglob("javatuples-*.jar")) if data is not None else []
+            # Where problems are looked for: in the folder and one below, which may be a link.
+            patterns = ("javatuples-*.jar", "*/javatuples-*.jar")
+            jars = sorted(str(path.resolve()) for pattern in patterns for path in data.glob(pattern)) if data else []
             if not jars and not os.environ.get(JARS):
                 raise TaskRefused(
                     "Java's problems import org.javatuples: put javatuples-1.2.jar (Maven: org.javatuples:javatuples:1.2) "

@@ -966,7 +966,10 @@ def _hub_problems(benchmark: Benchmark, revision: str) -> Loaded:
             path = hf_hub_download(hub.path, file, repo_type="dataset", revision=commit)
             items += _problems_of_file(benchmark, Path(path))
         for split in () if hub.files else hub.splits:
-            rows = datasets.load_dataset(hub.path, hub.config, split=split, revision=commit)
+            try:
+                rows = datasets.load_dataset(hub.path, hub.config, split=split, revision=commit)
+            except ValueError as error:  # no such configuration or split at this commit
+                raise DataMissing(f"{benchmark.name}: {hub.path} has no {hub.config}, {split} ({error})") from error
             for number, fields in enumerate(rows, 1):
                 row = Row(f"{hub.path}, {split}, row {number}", fields)  # pyright: ignore[reportArgumentType]
                 items += _problems_of_row(benchmark, row)

@@ -34,23 +34,27 @@ def test_a_benchmark_is_read_at_its_commit_and_one_that_only_a_script_can_load_i
     """APPS keeps its files beside a script that `datasets` no longer runs: the file itself is read."""
     tests = json.dumps({"inputs": ["1\n"], "outputs": ["1\n"]})
     row = {"id": 7, "question": "Echo.", "solutions": "[]", "input_output": tests, "difficulty": "interview"}
-    apps, gsm8k, bold = (BENCHMARKS[name].hub for name in ("apps", "gsm8k", "bold"))
-    assert apps is not None and gsm8k is not None and bold is not None and bold.revision == UNPINNED
+    apps, gsm8k, bold, multipl_e = (BENCHMARKS[name].hub for name in ("apps", "gsm8k", "bold", "multipl-e-py"))
+    assert (
+        multipl_e is not None and apps is not None and gsm8k is not None and bold is not None and bold.revision == UNPINNED
+    )
     repositories = {
         apps.path: Repository({"apps.py": SCRIPT, "test.jsonl": lines(row)}, commit=apps.revision),
         bold.path: Repository({"bold.py": SCRIPT}),
+        multipl_e.path: Repository({"humaneval-cpp.jsonl": lines({"name": "f"})}, commit=multipl_e.revision),
         gsm8k.path: Repository({"main/test.jsonl": lines({"question": "1?", "answer": "#### 1"})}, commit="f" * 40),
     }
     with HubServer(repositories) as hub:
         environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
         environment |= {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_DISABLE_XET": "1"}
-        command = [sys.executable, "-c", LOAD, "apps", "bold", "gsm8k"]
+        command = [sys.executable, "-c", LOAD, "apps", "bold", "gsm8k", "multipl-e-py"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = done.stdout.splitlines()
     assert found[0] == f"apps 1 codeparrot/apps@{apps.revision} 0007"
     assert found[1].startswith("bold DataMissing bold: AmazonScience/bold cannot be read from the Hub (Dataset scripts")
     assert found[2].startswith("gsm8k DataMissing gsm8k: openai/gsm8k cannot be read")  # another commit is not its own
+    assert found[3].startswith("multipl-e-py DataMissing multipl-e-py: nuprl/MultiPL-E has no humaneval-py, test")
 
 
 def test_commits_are_whole_hashes_and_the_page_has_each_of_them() -> None:

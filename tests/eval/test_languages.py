@@ -1,5 +1,6 @@
 """Answers in other languages get the right verdict from the real compilers: forty for each, half of them wrong."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,6 +297,13 @@ def test_java_without_the_jar_says_where_it_is(monkeypatch: pytest.MonkeyPatch, 
     task = task_of("java")
     with pytest.raises(TaskRefused, match=r"org.javatuples:javatuples:1.2"):
         task.prepare(tmp_path, lambda name: pytest.fail("nothing to load"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere" / "javatuples-1.2.jar").write_bytes(b"")
+    (tmp_path / "data" / "multipl_e").symlink_to(tmp_path / "elsewhere")  # a link, as problems are found behind one too
+    monkeypatch.setenv("CODETUNE_JAVA_JARS", "")
+    task.prepare(tmp_path / "data", lambda name: pytest.fail("nothing to load"))
+    assert os.environ["CODETUNE_JAVA_JARS"] == str((tmp_path / "elsewhere" / "javatuples-1.2.jar").resolve())
 
 
 def test_limits_follow_the_settings() -> None:
