@@ -177,6 +177,68 @@ FORGERIES = {
     "itself in itself": "def add(a, b):\n    r = []\n    r.append(r)\n    return r\n",
     "ten million items": "def add(a, b):\n    return [1] * 10**7\n",
 }
+# An object that answers every question about it in its own favour. Where the tests would let it decide, with their value in its
+# hand, they are not separable from it: unsupported, never a pass.
+_AGREES = (
+    "class E:\n    def __sub__(s, o): return 0.0\n    def __lt__(s, o): return True\n    def __abs__(s): return 0.0\n"
+    "    def __eq__(s, o): return True\n    def __contains__(s, o): return True\n    def __hash__(s): return 3\n"
+    "    def __pow__(s, o): return 0\n    def __float__(s): return 0.0\n"
+    "    __rsub__ = __sub__\n    __le__ = __gt__ = __ge__ = __lt__\ndef add(a, b):\n    return E()\n"
+)
+_CHAIN = (
+    "class E:\n    def __sub__(s, o): return E()\n    def __abs__(s): return {answer}\n    def __lt__(s, o): return True\n"
+    "def add(a, b):\n    return E()\n"
+)
+_STOPS = "def add(*a):\n    raise StopIteration\n"
+_UNITTEST = (
+    "import unittest\nclass T(unittest.TestCase):\n    def test_add(self):\n        self.assertEqual(add(1, 2), 3)\n"
+    "ran = unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(T))\nassert ran.wasSuccessful()\n"
+)
+HANDED_OVER = {
+    "a difference that is always small": (_AGREES, "assert abs(add(1, 2) - 3) < 1e-6\n"),
+    "a difference from the other side": (_AGREES, "assert abs(3 - add(1, 2)) < 1e-6\n"),
+    "a difference that is an object": (_CHAIN.format(answer="0.0"), "assert abs(add(1, 2) - 3) < 1e-6\n"),
+    "objects all the way": (_CHAIN.format(answer="s"), "assert abs(add(1, 2) - 3) < 1e-6\n"),
+    "a square that is always small": (_AGREES, "assert (add(1, 2) - 3) ** 2 < 1e-9\n"),
+    "an order that always holds": (_AGREES, "assert 3 <= add(1, 2) <= 3\n"),
+    "the largest of two": (_AGREES, "assert max(add(1, 2), 3) == 3\n"),
+    "membership that always holds": (_AGREES, "assert 3 in add(1, 2)\n"),
+    "membership in a list and a set": (_AGREES, "assert add(1, 2) in [3] or add(1, 2) in {3}\n"),
+    "almost equal in unittest": (_AGREES, "import unittest\nunittest.TestCase().assertAlmostEqual(add(1, 2), 3)\n"),
+    "close in math": (_AGREES, "import math\nassert math.isclose(add(1, 2), 3)\n"),
+    "an object beside one of the tests'": (_AGREES, "from pathlib import Path\nassert add(1, 2) == Path('3')\n"),
+    "an end of the tests' loop": (_STOPS, "assert all(map(add, [1, 2, 3]))\nassert not any(map(add, [4]))\n"),
+    "an end of the tests' loop, by another name": (
+        _STOPS + "add.__name__ = '__next__'\n",
+        "for found, right in zip(map(add, [1, 2]), [2, 3]):\n    assert found == right\nassert True\n",
+    ),
+    "a test skipped in unittest": ("import unittest\ndef add(a, b):\n    raise unittest.SkipTest\n", _UNITTEST),
+    "a wrong answer in unittest": (WRONG, _UNITTEST),
+}
+_EVERY_CHANNEL = "import gc, json\nfor o in gc.get_objects():\n    if type(o).__name__ == 'Channel':\n"
+FORGERIES |= {
+    "patches the harness": "import sys, os\nm = sys.modules.get('codetune.sandbox_program')\nif m:\n"
+    "    m.conclusion = lambda *a: ('pass', 'tests-completed', '')\n    m.Judge.end = lambda *a, **k: os._exit(0)\n"
+    "    for fd in range(64):\n        try: m.write_report(fd, verdict='pass', reason='tests-completed', detail='', checks=3, calls=3)\n"
+    "        except BaseException: pass\n" + WRONG,
+    "hooks imports, and leaves modules for the tests": "import sys, builtins\nclass H:\n    def find_spec(s, *a): raise SystemExit(0)\n"
+    "sys.meta_path.insert(0, H()); sys.path_hooks.insert(0, lambda p: 1 / 0); sys.path_importer_cache.clear()\n"
+    "for n in ('tests', 'solution', 'unittest', 'math'):\n    open(f'{n}.py', 'w').write('import os; os._exit(0)')\n"
+    "builtins.__import__ = lambda *a, **k: type(sys)('x')\n" + WRONG,
+    "a thread that answers on": "import threading, time\ndef go():\n    import gc, json\n    found = [o for o in gc.get_objects() if type(o).__name__ == 'Channel']\n"
+    "    while True:\n        [o.send(json.dumps(['value', 3, None])) for o in found]; time.sleep(0.001)\n"
+    "threading.Thread(target=go, daemon=True).start()\n" + WRONG,
+    "both halves of a fork answer": "import os\nos.fork()\n" + WRONG,
+    "bytes out of band": _EVERY_CHANNEL + "        try: o.socket.send(b'x', 1)\n        except OSError: pass\n" + WRONG,
+    "descriptors for the tests' process": _EVERY_CHANNEL
+    + "        for i in range(50): o.socket.sendmsg([b'\\0\\0\\0\\2[]'], [(1, 1, bytes(4))])\n"
+    + WRONG,
+    "an array of no known kind": _EVERY_CHANNEL
+    + "        o.send(json.dumps(['value', ['a', '(1000000,1000000)i8', 3], None]))\n"
+    + WRONG,
+    "a class that is equal to every class": "class M(type):\n    def __eq__(c, o): return True\n    def __hash__(c): return 1\n"
+    "class K(metaclass=M): pass\ndef add(a, b):\n    return K\n",
+}
 FILES = {
     "reads the secret": leaks("open('@SECRET_FILE@').read()"),
     "reads the environment": leaks("dict(os.environ)"),
@@ -216,10 +278,49 @@ FILES = {
         "for i in range(300):\n    os.mkdir('d'); os.chdir('d')\nos.chdir('/tmp') if os.environ['TMPDIR'] == '/tmp' else None\n"
         "os.mkfifo('fifo'); os.mkdir('locked'); open('locked/f', 'w'); os.chmod('locked', 0)"
     ),
+    "reads through its own root": leaks("open('/proc/self/root@SECRET_FILE@').read()"),
+    "climbs from every descriptor": tried(
+        "for fd in range(64):\n    try: print(os.read(os.open('../../../../../..@SECRET_FILE@', 0, dir_fd=fd), 99))\n    except OSError: pass"
+    ),
+    "cuts off a file that it may not write": tried(
+        "for flags in (os.O_TRUNC, os.O_TRUNC | 3):\n    try: os.open('@CANARY@/keep', flags)\n    except OSError: pass\n"
+        "os.truncate('@CANARY@/keep', 0)"
+    ),
+    "a nameless file in the canary folder": tried(
+        "f = os.open('@CANARY@', os.O_TMPFILE | os.O_RDWR)\nos.link(f'/proc/self/fd/{f}', '@CANARY@/written')"
+    ),
+    "a sparse file": tried("f = open('s', 'wb')\nf.truncate(1 << 40)"),
+    "a program in memory": tried(
+        "import subprocess\nf = os.memfd_create('x', 0)\nos.write(f, b'#!/bin/sh\\necho x > @CANARY@/written\\n')\n"
+        "subprocess.run([f'/proc/self/fd/{f}'], pass_fds=(f,))"
+    ),
+    "kernel settings": tried("open('/proc/sys/kernel/core_pattern', 'w').write('|/bin/true')"),
     "removes its working folder": tried("import shutil\nshutil.rmtree(os.getcwd())"),
     "reads the memory of others": tried(
         "for p in os.listdir('/proc'):\n    if p.isdigit() and int(p) != os.getpid(): open(f'/proc/{p}/mem', 'rb').read(9)"
     ),
+}
+# Ways to other processes of the same user that no process number in `kill` shows: each must find nobody but the program itself.
+PROCESSES = {
+    "signals about a socket": tried(
+        "import fcntl\na, b = socket.socketpair()\nfor pid in {*range(1, 40), os.getppid(), os.getpid() - 1} - {os.getpid()}:\n"
+        "    try:\n        fcntl.fcntl(a, fcntl.F_SETOWN, pid); fcntl.fcntl(a, 10, 9)\n"
+        "        fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK); b.send(b'x')\n    except OSError: pass"
+    ),
+    "every number from 2 to 200": tried(
+        "for p in range(2, 200):\n    try:\n        if p != os.getpid(): os.kill(p, 9)\n    except OSError: pass"
+    ),
+    "process descriptors": tried(
+        "for p in range(1, 200):\n    try:\n        if p != os.getpid(): signal.pidfd_send_signal(os.pidfd_open(p), 9)\n    except OSError: pass"
+    ),
+    "System V objects by number": tried(
+        "libc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\nfor i in range(200):\n    p = libc.shmat(i, None, 0)\n"
+        "    if p not in (None, 2 ** 64 - 1): ctypes.memset(p, 0, 1)\n"
+        "    libc.shmctl(i, 0, None); libc.msgctl(i, 0, None); libc.semctl(i, 0, 0)"
+    ),
+    "a user of its own choice": tried("os.setuid(0)\nopen('@CANARY@/written', 'w').write('x')"),
+    "a name that spoils the table of processes": tried("ctypes.CDLL(None).prctl(15, b') R 1 1 1 (', 0, 0, 0)"),
+    "hidden from who watches it": tried("ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)"),
 }
 NETWORK = {
     "TCP to the host": tried("socket.create_connection(('127.0.0.1', @PORT@), 1).send(b'x')"),
@@ -531,6 +632,30 @@ RIGHT_PROGRAMS: dict[str, tuple[str, str, bool]] = {
         "import random\nfor _ in range(50):\n    x, y = random.randint(0, 1000), random.randint(0, 1000)\n    assert add(x, y) == x + y",
         False,
     ),
+    "a member of an enumeration": (
+        "from enum import IntEnum, StrEnum\nfrom http import HTTPStatus\nclass N(IntEnum):\n    A = 3\nclass S(StrEnum):\n    B = 'b'\n"
+        "def add(a, b):\n    return [N.A, S.B, HTTPStatus.OK]\n",
+        "n, s, ok = add(1, 2)\nassert n == 3 and s == 'b' and ok == 200 and n < 4 and n + 1 == 4\nassert n.name == 'A' and n is N.A and hash(n) == hash(3)",
+        False,
+    ),
+    "operators of its own class": (
+        "class V:\n    def __init__(s, x, y): s.x, s.y = x, y\n    def __add__(s, o): return V(s.x + o.x, s.y + o.y)\n    def __mul__(s, k): return V(s.x * k, s.y * k)\n"
+        "    __rmul__ = __mul__\n    def __eq__(s, o): return (s.x, s.y) == (o.x, o.y)\n    def __lt__(s, o): return abs(s) < abs(o)\n    def __iter__(s): return iter((s.x, s.y))\n"
+        "    def __abs__(s): return (s.x ** 2 + s.y ** 2) ** 0.5\ndef add(a, b):\n    return V(a, b)\n",
+        "v = add(3, 4)\nassert (v * 2).x == 6 and (2 * v).y == 8 and tuple(v + v) == (6, 8)\nassert abs(v) == 5.0 and v < v * 2 and v * 2 == V(6, 8)\nassert 4 in v and 5 not in v",
+        False,
+    ),
+    "a coroutine": (
+        "import asyncio\nasync def add(a, b):\n    await asyncio.sleep(0)\n    return a + b\n",
+        "import asyncio\nassert asyncio.run(add(1, 2)) == 3\nasync def both():\n    return await asyncio.gather(add(1, 1), add(2, 2))\nassert asyncio.run(both()) == [2, 4]",
+        False,
+    ),
+    "an iterator of its own": (
+        "class I:\n    def __init__(s, n): s.n = n\n    def __iter__(s): return s\n    def __next__(s):\n        if not s.n: raise StopIteration\n        s.n -= 1\n        return s.n\ndef add(a, b):\n    return I(a + b)\n",
+        "i = add(1, 1)\nassert next(i) == 1 and next(i) == 0\ntry:\n    next(i)\n    assert False\nexcept StopIteration:\n    pass\nassert list(add(1, 2)) == [2, 1, 0]",
+        False,
+    ),
+    "tests of unittest": (RIGHT, _UNITTEST, False),
     "its name is a builtin's": ("def sum(a, b):\n    return a + b\n", "assert sum(1, 2) == 3", False),
 }
 NUMPY = (
@@ -559,6 +684,11 @@ def cases() -> list[Case]:
         for name, text in FORGERIES.items()
     ]
     found += [Case("files", name, text, (PASS,)) for name, text in FILES.items()]
+    found += [
+        Case("checks handed over", name, text, (FAIL, "unsupported"), tests=tests)
+        for name, (text, tests) in HANDED_OVER.items()
+    ]
+    found += [Case("other processes", name, text, (PASS,)) for name, text in PROCESSES.items()]
     found += [Case("network", name, text, (PASS,)) for name, text in NETWORK.items()]
     found += [Case("kernel", name, text, (PASS,)) for name, text in KERNEL.items()]
     found += [Case("foreign system calls", name, text) for name, text in FOREIGN.items()]

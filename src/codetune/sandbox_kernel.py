@@ -64,6 +64,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "fchmodat2": (452, 452),
     "fchown": (93, 55),
     "fchownat": (260, 54),
+    "fcntl": (72, 25),
     "finit_module": (313, 273),
     "fork": (57, None),
     "fremovexattr": (199, 16),
@@ -75,6 +76,8 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "futimesat": (261, None),
     "get_kernel_syms": (177, None),
     "init_module": (175, 105),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
@@ -104,11 +107,18 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "move_mount": (429, 429),
     "move_pages": (279, 239),
     "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "msgctl": (71, 187),
     "msgget": (68, 186),
+    "msgrcv": (70, 188),
+    "msgsnd": (69, 189),
     "name_to_handle_at": (303, 264),
     "nfsservctl": (180, 42),
+    "open": (2, None),
     "open_by_handle_at": (304, 265),
     "open_tree": (428, 428),
+    "openat": (257, 56),
+    "openat2": (437, 437),
     "perf_event_open": (298, 241),
     "pidfd_getfd": (438, 438),
     "pidfd_open": (434, 434),
@@ -132,7 +142,10 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "sched_setattr": (314, 274),
     "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119),
+    "semctl": (66, 191),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
     "set_mempolicy": (238, 237),
     "setdomainname": (171, 162),
     "sethostname": (170, 161),
@@ -140,6 +153,8 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "setpriority": (141, 140),
     "settimeofday": (164, 170),
     "setxattr": (188, 5),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
     "shmget": (29, 194),
     "socket": (41, 198),
     "socketpair": (53, 199),
@@ -149,6 +164,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "syslog": (103, 116),
     "tgkill": (234, 131),
     "tkill": (200, 130),
+    "truncate": (76, 45),
     "umount2": (166, 39),
     "unshare": (272, 97),
     "uselib": (134, None),
@@ -328,9 +344,13 @@ UNSEEN_MEMORY = ("memfd_create", "shmget", "msgget", "mq_open")
 # Where nothing but Landlock and this filter stands between the program and the user's other processes.
 OTHER_PROCESSES = (
     "fork vfork execve execveat tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal setpriority "
-    "sched_setaffinity sched_setattr sched_setparam sched_setscheduler ioprio_set socket shmget msgget semget "
-    "mq_open"
+    "sched_setaffinity sched_setattr sched_setparam sched_setscheduler ioprio_set socket shmget shmat shmctl msgget msgsnd "
+    "msgrcv msgctl semget semop semtimedop semctl mq_open mq_unlink inotify_init inotify_init1"
 ).split()
+# Of `fcntl` and `ioctl`: whom the kernel signals about a descriptor, leases, and being told of changes in folders. Before
+# Landlock 6 nothing else keeps such a signal, of any number, inside.
+_FCNTL_TO_OTHERS = (8, 10, 15, 1024, 1026)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY
+_IOCTL_TO_OTHERS = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP
 # Landlock does not judge these. They are answered with success and do nothing, so that copying a file still works.
 PRETENDED = (
     "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes utimensat futimesat setxattr "
@@ -343,11 +363,14 @@ _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _Instruction = tuple[int, int, int, int]  # operation, steps to skip if true, if false, value
 
 
-def seccomp_program(arch: Architecture, *, single_process: bool, unseen_memory: bool, own_pid: int = 0) -> bytes:
+def seccomp_program(
+    arch: Architecture, *, single_process: bool, unseen_memory: bool, own_pid: int = 0, truncate: bool = True
+) -> bytes:
     """The filter as BPF instructions: refuses foreign system-call interfaces first, then by number, then by argument.
 
     `single_process` is the tier without namespaces: no fork, no exec, no sockets, signals to the process itself only.
-    `unseen_memory` allows memory files and System V memory: only where a memory cgroup counts them.
+    `unseen_memory` allows memory files and System V memory: only where a memory cgroup counts them. `truncate` allows to cut
+    a file off by its path: only where Landlock judges that.
     """
     actions: dict[int, list[_Instruction]] = {}
 
@@ -363,12 +386,17 @@ def seccomp_program(arch: Architecture, *, single_process: bool, unseen_memory: 
     def argument(place: int) -> _Instruction:
         return (_LOAD, 0, 0, _ARGUMENTS + 8 * place)
 
+    def none_of(place: int, values: Sequence[int]) -> list[_Instruction]:
+        count = len(values)
+        tests = [(_EQUAL, count - number, 0, value) for number, value in enumerate(values)]
+        return [argument(place), *tests, allowed, denied]
+
+    denied, allowed = (_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
+    unsupported = (_RETURN, 0, 0, _ERRNO | errno.EAFNOSUPPORT)
     refuse(FORBIDDEN, errno.EPERM)
     refuse(["clone3"], errno.ENOSYS)  # its flags lie behind a pointer; C libraries then fall back to clone
     if not unseen_memory:
         refuse(UNSEEN_MEMORY, errno.ENOSYS)
-    denied, allowed = (_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
-    unsupported = (_RETURN, 0, 0, _ERRNO | errno.EAFNOSUPPORT)
     if single_process:
         refuse(OTHER_PROCESSES, errno.EPERM)
         refuse(PRETENDED, 0)
@@ -376,13 +404,21 @@ def seccomp_program(arch: Architecture, *, single_process: bool, unseen_memory: 
         on(["kill", "tgkill"], [argument(0), (_EQUAL, 1, 0, own_pid), denied, allowed])
         # Limits of oneself only: another process of the same user could otherwise be starved or unleashed.
         on(["prlimit64"], [argument(0), (_EQUAL, 2, 0, 0), (_EQUAL, 1, 0, own_pid), denied, allowed])
+        on(["fcntl"], none_of(1, _FCNTL_TO_OTHERS))
+        # Before Landlock 3 whoever may write a file may cut it off: by its path, or by opening it for reading alone.
+        if not truncate:
+            refuse(["truncate"], errno.EPERM)
+        for name, place in (("open", 1), ("openat", 2)):
+            one_of_two = [(_SET, 0, 1, os.O_WRONLY), (_SET, 1, 2, os.O_RDWR), (_SET, 1, 0, os.O_RDWR)]  # both: neither
+            on([name], [argument(place), (_SET, 0, 4, os.O_TRUNC), *one_of_two, denied, allowed])
+        refuse(["openat2"], errno.ENOSYS)  # its flags lie behind a pointer
     else:
         on(["clone"], [argument(0), (_SET, 0, 1, NEW_NAMESPACES), denied, allowed])
         count = len(_SOCKET_FAMILIES)
         families = [(_EQUAL, count - place, 0, family) for place, family in enumerate(_SOCKET_FAMILIES)]
         on(["socket"], [argument(0), *families, unsupported, allowed])
     on(["socketpair"], [argument(0), (_EQUAL, 1, 0, 1), unsupported, allowed])
-    on(["ioctl"], [argument(1), (_EQUAL, 1, 0, _TIOCSTI), (_EQUAL, 0, 1, _TIOCLINUX), denied, allowed])
+    on(["ioctl"], none_of(1, (_TIOCSTI, _TIOCLINUX, *(_IOCTL_TO_OTHERS if single_process else ()))))
 
     code: list[_Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE),

@@ -36,6 +36,8 @@ MOST_BYTES = 64 << 20  # of one message between solution and tests
 MOST_TEXT = 400  # characters of an exception's message
 MODULE = "solution"
 CHECK = "__count_a_check__"
+NOT_PLAIN = object()
+TEST_RUNNERS = ("unittest", "doctest", "_pytest", "pytest")  # some of their exceptions end a test without failing it
 
 
 def read_all(descriptor: int) -> bytes:
@@ -179,10 +181,14 @@ class Solution:
             self.objects.append(value)
         kind = "exception" if isinstance(value, type) and issubclass(value, BaseException) else "object"
         kind = "module" if isinstance(value, types.ModuleType) else kind
+        kind = "coroutine" if isinstance(value, types.CoroutineType) else kind
+        kind = "member" if isinstance(value, int | float | str) else kind  # of an enumeration; all others are plain
         name = getattr(value, "__name__", "")
         form: list[Any] = ["h", number, kind, name if isinstance(name, str) else ""]
         if kind == "exception":
             form.append(lineage(type(value) if not isinstance(value, type) else value))
+        if kind == "member":
+            form.append(plain_of_member(value))
         return form
 
     def found(self, form: list[Any]) -> Any:
@@ -279,6 +285,19 @@ def describe(error: BaseException) -> list[Any]:
     return [lineage(type(error)), type(error).__name__[:200], text_of(error), arguments]
 
 
+def plain_of_member(value: Any) -> int | float | str:
+    """The number or text that a member of an enumeration is, whatever its own methods say."""
+    if isinstance(value, int):
+        return int.__int__(value)
+    return float.__float__(value) if isinstance(value, float) else str.__str__(value)
+
+
+def awaited(coroutine: Any) -> Any:
+    import asyncio
+
+    return asyncio.run(coroutine)
+
+
 def _names(solution: Solution, names: list[str]) -> dict[str, Any]:
     space = solution.module.__dict__
     return {name: space[name] for name in names if name in space}
@@ -297,6 +316,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "setitem": lambda solution, target, key, value: target.__setitem__(key, value),
     "delitem": lambda solution, target, key: target.__delitem__(key),
     "next": lambda solution, target: ("item", next(target)),
+    "await": lambda solution, target: awaited(target),
     "enter": lambda solution, target: target.__enter__(),
     "exit": lambda solution, target: target.__exit__(None, None, None),
 }
@@ -381,8 +401,14 @@ class Judge:
         if form[2] == "exception" and len(form) == 5:
             return self.exception_class(form[4])
         if form[1] not in self.handles:
-            self.handles[form[1]] = Handle(self, form[1], str(form[2]), form[3])
-        return self.handles[form[1]]
+            plain = form[4] if form[2] == "member" and type(form[-1]) in (int, float, str, bool) else NOT_PLAIN
+            self.handles[form[1]] = Handle(self, form[1], str(form[2]), form[3], plain)
+        handle = self.handles[form[1]]
+        return self.coroutine(handle) if form[2] == "coroutine" else handle
+
+    async def coroutine(self, handle: Handle) -> Any:
+        """What the tests await; it runs over there, in a loop of its own."""
+        return self.ask("await", handle)
 
     def exception_class(self, names: Any) -> type[Exception]:
         """The class of this side for a class of the other, by the names of its bases."""
@@ -393,7 +419,8 @@ class Judge:
             base: type[Exception] = Exception
             for name in names:
                 module, _, attribute = name.rpartition(".")
-                value = getattr(sys.modules.get(module), attribute, None) if module != MODULE else None
+                known = module != MODULE and module.partition(".")[0] not in TEST_RUNNERS
+                value = getattr(sys.modules.get(module), attribute, None) if known else None
                 if isinstance(value, type) and issubclass(value, Exception):
                     base = value
                     break
@@ -459,7 +486,11 @@ class Judge:
                 self.answer_callback(message)
                 continue
             if message[0] == "raised":
-                raise self.raised(message)
+                error = self.raised(message)
+                if isinstance(error, StopIteration) and operation != "next":
+                    # It would end a `map` or a `for` of the tests' without a word, and with it what they check (as PEP 479).
+                    raise RuntimeError("the program raised StopIteration") from error
+                raise error
             if message[0] != "value" or len(message) != 3:
                 self.end("fail", "protocol", "the program sent something that is no answer")
             decoder = Decoder(self.found, encoder.mutable)
@@ -506,14 +537,36 @@ class Judge:
 
 
 class Handle:
-    """An object of the solution's that is not plain. It never equals a plain value; everything else is asked over there."""
+    """An object of the solution's that is not plain, and never equals a plain value.
 
-    def __init__(self, judge: Judge, number: int, kind: str, name: str) -> None:
+    Calls, attributes, items, length and text of it are asked over there. What would leave a check to the program's word, the
+    tests' value in its hand, is not: `abs(answer - 3) < 1e-6`, `answer <= 3` and `3 in answer` end as unsupported where the
+    answer is an object that defines subtraction, order or membership by itself. Arithmetic may give another object, which
+    remembers that it was told (`_told`). A member of an enumeration of numbers or texts is one of them here, too (`_plain`).
+    """
+
+    def __init__(self, judge: Judge, number: int, kind: str, name: str, plain: Any) -> None:
         for attribute, value in (("_judge", judge), ("_number", number), ("_kind", kind), ("_title", name)):
             object.__setattr__(self, attribute, value)
+        object.__setattr__(self, "_plain", plain)
+        object.__setattr__(self, "_told", False)
 
     def _ask(self, operation: str, *arguments: Any) -> Any:
         return object.__getattribute__(self, "_judge").ask(operation, *arguments)
+
+    def _operate(self, operation: str, name: str, *operands: Any) -> Any:
+        """An operation that gives numbers or truths, on this object and perhaps another value."""
+        answer = self._ask(operation, name, *operands)
+        if all(isinstance(operand, Handle) and not operand._told for operand in operands):
+            return answer
+        if not isinstance(answer, Handle):
+            self._cannot_tell(f"`{name}` of an object of the program's own class and a value of the tests")
+        object.__setattr__(answer, "_told", True)
+        return answer
+
+    def _cannot_tell(self, what: str) -> NoReturn:
+        judge: Judge = object.__getattribute__(self, "_judge")
+        judge.end("unsupported", "operator", f"{what}: the program would be asked to decide")
 
     def __call__(self, *positional: Any, **named: Any) -> Any:
         object.__getattribute__(self, "_judge").calls += 1
@@ -527,16 +580,26 @@ class Handle:
     def __setattr__(self, name: str, value: Any) -> None:
         self._ask("setattr", self, name, value)
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: object) -> Any:
         if self is other:
             return True
-        return isinstance(other, Handle) and self._ask("binary", "eq", self, other) is True
+        if isinstance(other, Handle):
+            return self._ask("binary", "eq", self, other) is True
+        if self._plain is not NOT_PLAIN:
+            return self._plain == other
+        compare = type(other).__eq__
+        if compare is object.__eq__ or is_plain(other):
+            return False
+        answer = compare(other, self)  # an object of the tests' may have an answer of its own
+        if answer is NotImplemented:
+            self._cannot_tell(f"equality of an object of the program's and one of type {type(other).__name__}")
+        return answer
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __hash__(self) -> int:
-        return hash(self._ask("unary", "hash", self))
+        return hash(self._ask("unary", "hash", self) if self._plain is NOT_PLAIN else self._plain)
 
     def __instancecheck__(self, value: object) -> bool:
         return isinstance(value, Handle) and self._ask("isinstance", value, self) is True
@@ -548,10 +611,18 @@ class Handle:
         return self._ask("next", self)[1]
 
     def __contains__(self, item: Any) -> bool:
-        return self._ask("contains", self, item) is True
+        if self._plain is not NOT_PLAIN:
+            return item in self._plain
+        if isinstance(item, Handle):
+            return self._ask("contains", self, item) is True
+        try:
+            items = iter(self)
+        except TypeError:
+            self._cannot_tell("`in` of an object that cannot be gone through")
+        return any(each is item or each == item for each in items)
 
     def __bool__(self) -> bool:
-        return self._ask("unary", "bool", self) is True
+        return self._operate("unary", "bool", self) is True
 
     def __str__(self) -> str:
         return _exactly(str, self._ask("unary", "str", self))
@@ -563,13 +634,19 @@ class Handle:
         return _exactly(int, self._ask("unary", "len", self))
 
     def __int__(self) -> int:
-        return _exactly(int, self._ask("unary", "int", self))
+        return _exactly(int, self._operate("unary", "int", self))
 
     def __index__(self) -> int:
-        return _exactly(int, self._ask("unary", "index", self))
+        return _exactly(int, self._operate("unary", "index", self))
 
     def __float__(self) -> float:
-        return _exactly(float, self._ask("unary", "float", self))
+        return _exactly(float, self._operate("unary", "float", self))
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._ask("binary", "getitem", self, key)
+
+    def __reversed__(self) -> Any:
+        return self._ask("unary", "reversed", self)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._ask("setitem", self, key, value)
@@ -584,6 +661,21 @@ class Handle:
         self._ask("exit", self)
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a value of the tests' is plain data, perhaps with objects of the program's in it."""
+    try:
+        Encoder(_only_handles).encode(value)
+    except (Unsupported, RecursionError):
+        return False
+    return True
+
+
+def _only_handles(value: Any) -> Any:
+    if not isinstance(value, Handle):
+        raise Unsupported
+    return []
+
+
 def _exactly(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise TypeError(f"the program answered {type(value).__name__} where {kind.__name__} belongs")
@@ -592,20 +684,23 @@ def _exactly(kind: type, value: Any) -> Any:
 
 def _operator_method(name: str, reflected: bool) -> Callable[[Any, Any], Any]:
     def method(self: Handle, other: Any) -> Any:
+        if self._plain is not NOT_PLAIN and not isinstance(other, Handle):
+            left, right = (other, self._plain) if reflected else (self._plain, other)
+            return NAMED[f"operator.{name}"](left, right)
         left, right = (other, self) if reflected else (self, other)
-        return self._ask("binary", name, left, right)
+        return self._operate("binary", name, left, right)
 
     return method
 
 
-for _word in "lt le gt ge getitem".split():
+for _word in "lt le gt ge".split():
     setattr(Handle, f"__{_word}__", _operator_method(_word, False))
 for _word in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split():
     _function = f"{_word}_" if _word in ("and", "or") else _word
     setattr(Handle, f"__{_word}__", _operator_method(_function, False))
     setattr(Handle, f"__r{_word}__", _operator_method(_function, True))
-for _word in "reversed abs neg pos invert".split():
-    setattr(Handle, f"__{_word}__", lambda self, name=_word: self._ask("unary", name, self))
+for _word in "abs neg pos invert".split():
+    setattr(Handle, f"__{_word}__", lambda self, name=_word: self._operate("unary", name, self))
 
 
 CHECKING = ("assert", "raises")  # how a call's name begins that checks something; the second stands behind `with`

@@ -254,7 +254,11 @@ class Zygote:
         """The seccomp filter of this tier; without a process namespace it names the one process that may be signalled."""
         assert self.arch is not None
         return kernel.seccomp_program(
-            self.arch, single_process=single, unseen_memory=self.settings["in_cgroup"], own_pid=pid
+            self.arch,
+            single_process=single,
+            unseen_memory=self.settings["in_cgroup"],
+            own_pid=pid,
+            truncate=self.tier != "landlock" or kernel.landlock_version() >= 3,
         )
 
     def set_limits(self, role: str, limits: dict[str, Any]) -> None:

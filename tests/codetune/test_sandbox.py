@@ -112,7 +112,7 @@ def test_the_suite_is_as_large_as_it_says() -> None:
 
 @pytest.mark.skipif("landlock" not in WORKS, reason="no Landlock here")
 def test_landlock_alone_contains_them_too(watch: Watch) -> None:
-    families = ("endings", "files", "network", "kernel", "foreign system calls")
+    families = ("endings", "files", "other processes", "checks handed over", "network", "kernel", "foreign system calls")
     chosen = [case for case in cases() if case.family in families and case.expected != ("timeout",)]
     chosen += [
         case for case in cases() if case.name in ("a fork tree", "threads", "many small files", "a disk in many files")
@@ -140,13 +140,22 @@ def test_an_ordinary_user_is_isolated_too(isolation: str) -> None:
     interpreter = next((path for path in map(os.path.realpath, (sys.executable, "/usr/bin/python3")) if usable(path)), None)
     if interpreter is None or not readable_by_others([str(source / "codetune")]):
         pytest.skip("sources, or every interpreter, lie where only root can read")
-    programs = [RIGHT, "import sys\nsys.exit(0)\n", f"import os\nos.listdir({str(Path.home())!r})\n"]
+    shared = (
+        "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\n"
+        "place = libc.shmat(NUMBER, None, 0)\n"
+        "if place not in (None, 2 ** 64 - 1): ctypes.memset(place, 66, 1)\nlibc.shmctl(NUMBER, 0, None)\n"
+    )
+    programs = [RIGHT, "import sys\nsys.exit(0)\n", f"import os\nos.listdir({str(Path.home())!r})\n", shared + RIGHT]
     code = (
+        "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\n"
+        "number = libc.shmget(0, 4096, 0o1600)\nplace = libc.shmat(number, None, 0)\n"  # this user's, which nobody may touch
         "import os\nfrom codetune.sandbox import Job, Limits, Sandbox\nassert os.geteuid() == 65534\n"
         f"with Sandbox({isolation!r}, workers=1) as box:\n"
         f"    for program in {programs!r}:\n"
+        "        program = program.replace('NUMBER', str(number))\n"
         f"        result = box.run(Job(program, {TESTS!r}, 'add', limits=Limits(wall_seconds=20)))\n"
         "        print(result.verdict, result.reason, result.isolation)\n"
+        "print(ctypes.string_at(place, 1), libc.shmctl(number, 0, None))\n"
     )
     done = subprocess.run(
         [interpreter, "-s", "-S", "-c", code],
@@ -162,6 +171,8 @@ def test_an_ordinary_user_is_isolated_too(isolation: str) -> None:
         f"pass tests-completed {isolation}",
         f"fail early-exit {isolation}",
         f"fail exception {isolation}",
+        f"pass tests-completed {isolation}",
+        "b'\\x00' 0",
     ], done.stderr
 
 

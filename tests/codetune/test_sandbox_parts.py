@@ -217,10 +217,35 @@ def test_filters_on_both_architectures(arch: kernel.Architecture, single: bool) 
         assert (named("prlimit64", 0), named("prlimit64", 77), named("prlimit64", 1)) == (ALLOW, ALLOW, EPERM)
         assert named("fchmod") == PRETENDED
         assert named("execve") == EPERM
+        other = (
+            "shmat",
+            "shmctl",
+            "msgsnd",
+            "msgrcv",
+            "msgctl",
+            "semop",
+            "semctl",
+            "semtimedop",
+            "mq_unlink",
+            "inotify_init1",
+        )
+        assert [named(name) for name in other] == [EPERM] * len(other)
+        # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY; F_GETFL, F_SETFL, F_SETLK; FIOSETOWN, SIOCSPGRP, FIONREAD
+        assert [named("fcntl", 3, command) for command in (8, 10, 15, 1024, 1026)] == [EPERM] * 5
+        assert [named("fcntl", 3, command) for command in (3, 4, 6)] == [ALLOW] * 3
+        assert [named("ioctl", 3, command) for command in (0x8901, 0x8902, 0x541B)] == [EPERM, EPERM, ALLOW]
+        # reading, writing, both, and the fourth mode that is neither, each with O_TRUNC and without
+        assert [named("openat", 0, 0, mode | 0x200) for mode in range(4)] == [EPERM, ALLOW, ALLOW, EPERM]
+        assert [named("openat", 0, 0, mode) for mode in range(4)] == [ALLOW] * 4
+        assert named("openat2") == ENOSYS
+        old = kernel.seccomp_program(arch, single_process=True, unseen_memory=False, own_pid=77, truncate=False)
+        assert answer(old, kernel.NUMBERS["truncate"][column] or 0, arch.audit) == EPERM
+        assert named("truncate") == ALLOW
     else:
         assert [named("socket", family) for family in (1, 2, 10)] == [ALLOW] * 3
         assert [named("socket", family) for family in (16, 17, 40)] == [EAFNOSUPPORT] * 3
         assert (named("kill", 1), named("execve"), named("fchmod")) == (ALLOW, ALLOW, ALLOW)
+        assert (named("fcntl", 3, 8), named("ioctl", 3, 0x8901), named("openat", 0, 0, 0x200)) == (ALLOW, ALLOW, ALLOW)
     counted = kernel.seccomp_program(arch, single_process=single, unseen_memory=True, own_pid=77)
     assert answer(counted, kernel.NUMBERS["memfd_create"][column] or 0, arch.audit) == ALLOW
 
