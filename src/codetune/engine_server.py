@@ -220,11 +220,8 @@ class ServerEngine(Engine):
     def _complete(self, request: Request, sampling: Sampling, group: int) -> Completion:
         start = time.perf_counter()
         answer = self._post("/v1/completions", self._body(request, sampling))
-        try:
-            choice, usage = answer["choices"][0], answer.get("usage") or {}
-            text, ids = choice["text"], choice.get("token_ids")
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{self._root}: this is no answer of OpenAI's completions: {str(answer)[:200]}") from error
+        choice, usage = _read_answer(self._root, answer)
+        text, ids = _whole_characters(choice.get("text") or ""), choice.get("token_ids")
         told = usage.get("prompt_tokens")
         more = {
             "prompt_check": self._check_prompt(request, told),
@@ -355,7 +352,7 @@ class ServerEngine(Engine):
                     return json.load(response)
             except urllib.error.HTTPError as error:
                 said = error.read().decode(errors="replace")[:300]
-                if error.code not in RETRIED or body is None:  # a page that fails is one that is not there
+                if error.code not in RETRIED or body is None and error.code == 500:  # a page that fails is not there
                     raise ValueError(f"{self._root}{path}: the server answers {error.code}: {said}") from error
                 reason = f"HTTP {error.code}"
                 self.counts[f"http_{error.code}"] += 1
@@ -374,6 +371,29 @@ class ServerEngine(Engine):
 
     def _counted(self) -> str:
         return ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items())) or "no retries"
+
+
+def _read_answer(root: str, answer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The choice and the usage of an answer; a text of `null` is one of nothing, as some servers write it.
+
+    Raises:
+        ValueError: it is something else, with what it says.
+    """
+    try:
+        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        ids, told, text = choice.get("token_ids"), usage.get("prompt_tokens"), choice["text"]
+        fits = isinstance(text, str | None) and isinstance(told, int | None)
+        fits = fits and (ids is None or all(isinstance(token, int) for token in ids))
+    except (KeyError, IndexError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{root}: this is no answer of OpenAI's completions: {str(answer)[:200]}")
+    return choice, usage
+
+
+def _whole_characters(text: str) -> str:
+    """The text with halves of characters, which JSON can carry and no file can hold, as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _api_key(settings: EngineSettings) -> str | None:

@@ -557,11 +557,12 @@ class Handle:
     def _operate(self, operation: str, name: str, *operands: Any) -> Any:
         """An operation that gives numbers or truths, on this object and perhaps another value."""
         answer = self._ask(operation, name, *operands)
-        if all(isinstance(operand, Handle) and not operand._told for operand in operands):
-            return answer
-        if not isinstance(answer, Handle):
+        theirs = [operand for operand in operands if isinstance(operand, Handle)]
+        told = len(theirs) < len(operands) or any(operand._told for operand in theirs)
+        if told and isinstance(answer, Handle):
+            object.__setattr__(answer, "_told", True)
+        elif told and len(theirs) < 2:
             self._cannot_tell(f"`{name}` of an object of the program's own class and a value of the tests")
-        object.__setattr__(answer, "_told", True)
         return answer
 
     def _cannot_tell(self, what: str) -> NoReturn:

@@ -156,6 +156,7 @@ class BadServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), BadHandler)
         self.script, self.codec, self.paths = script, codec, paths
         self.asked: list[dict[str, Any]] = []
+        self.busy_pages = 0  # so many requests for pages are answered 503, as by a server that is still starting
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -174,7 +175,10 @@ class BadHandler(http.server.BaseHTTPRequestHandler):
         """Nothing is printed."""
 
     def do_GET(self) -> None:
-        if self.path == "/openapi.json" and self.server.paths:
+        if self.server.busy_pages:
+            self.server.busy_pages -= 1
+            self._answer(503, {})
+        elif self.path == "/openapi.json" and self.server.paths:
             self._answer(200, {"paths": {path: {} for path in self.server.paths}})
         elif self.path == "/v1/models":
             self._answer(200, {"data": [{"id": "m"}]})
@@ -207,6 +211,8 @@ class BadHandler(http.server.BaseHTTPRequestHandler):
             prompt = body["prompt"]
             count = len(prompt) if isinstance(prompt, list) else 3
             choice: dict[str, Any] = {"text": f"{act} for {len(prompt)}", "finish_reason": "stop"}
+            choice |= {"null": {"text": None}, "half a character": {"text": "a\ud800b"}}.get(act, {})
+            choice |= {"number": {"text": 3}, "words as ids": {"token_ids": ["x"]}}.get(act, {})
             if body.get("return_token_ids"):
                 choice |= {"token_ids": [40, 41, 2, 42]}
             self._answer(200, {"choices": [choice], "usage": {"prompt_tokens": count, "completion_tokens": 2}})
@@ -273,6 +279,28 @@ def test_a_server_that_is_down_is_given_up_on_soon() -> None:
     server.server_close()
     with pytest.raises(ValueError, match="no server answers there"):
         open_engine(settings_for(server, max_tries=2))
+
+
+def test_a_server_that_is_still_starting_is_asked_again_what_it_is(tiny_parent: Path, tiny_codec: Codec) -> None:
+    server = BadServer(lambda number: "fine", tiny_codec, paths=("/tokenize", "/v1/completions"))
+    server.busy_pages = 3
+    with open_engine(settings_for(server, tokenizer=str(tiny_parent))) as engine:
+        assert isinstance(engine, ServerEngine) and engine.flavor == "vllm" and engine.takes_ids
+        assert engine.counts["http_503"] == 3
+
+
+def test_text_that_is_null_or_no_text_is_kept_as_what_a_file_can_hold(tmp_path: Path) -> None:
+    server = BadServer(lambda number: ("null", "half a character")[number])
+    with open_engine(settings_for(server, concurrency=1)) as engine:
+        list(generate(engine, PROMPTS[:2], Sampling(5), tmp_path / "out.jsonl"))
+    assert [completion.text for completion in read_completions(tmp_path / "out.jsonl")] == ["", "a\ufffdb"]
+
+
+@pytest.mark.parametrize("act", ["number", "words as ids"])
+def test_what_is_no_answer_ends_the_run_with_its_words(act: str) -> None:
+    server = BadServer(lambda number: act)
+    with open_engine(settings_for(server)) as engine, pytest.raises(ValueError, match="this is no answer of OpenAI's"):
+        list(generate(engine, PROMPTS[:1], Sampling(5)))
 
 
 def test_a_request_that_the_server_refuses_ends_the_run_with_its_words() -> None:
