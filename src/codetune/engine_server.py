@@ -382,13 +382,15 @@ def _read_answer(root: str, answer: Any) -> tuple[dict[str, Any], dict[str, Any]
     try:
         choice, usage = answer["choices"][0], answer.get("usage") or {}
         ids, told, text = choice.get("token_ids"), usage.get("prompt_tokens"), choice["text"]
-        fits = isinstance(text, str | None) and isinstance(told, int | None)
-        fits = fits and (ids is None or all(isinstance(token, int) for token in ids))
+        if (
+            isinstance(text, str | None)
+            and isinstance(told, int | None)
+            and all(isinstance(token, int) for token in ids or ())
+        ):
+            return choice, usage
     except (KeyError, IndexError, TypeError, AttributeError):
-        fits = False
-    if not fits:
-        raise ValueError(f"{root}: this is no answer of OpenAI's completions: {str(answer)[:200]}")
-    return choice, usage
+        pass
+    raise ValueError(f"{root}: this is no answer of OpenAI's completions: {str(answer)[:200]}")
 
 
 def _whole_characters(text: str) -> str:
