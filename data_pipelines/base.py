@@ -67,7 +67,8 @@ from data_pipelines.held_out import collect_held_out
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-HUB_FILES = ("*.json", "*.jinja", "tokenizer.model")
+KEPT = ("tokenizer.model", "LICENSE.txt", "USE_POLICY.md")  # go along as they are: converters and the licence ask for them
+HUB_FILES = ("*.json", "*.jinja", *KEPT)
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first kind that is there
 
 
@@ -79,6 +80,7 @@ class Made:
     tokenizer: PreTrainedTokenizerFast
     growth: Growth
     facts: dict[str, Any] = field(default_factory=dict)
+    kept: tuple[Path, ...] = ()  # files of the source that go along as they are
 
 
 def make_base(recipe: Recipe) -> Path:
@@ -323,7 +325,8 @@ def _from_checkpoint(folder: Path, base: BaseSettings, name: str, facts: dict[st
         raise ValueError(f"{folder}: the model could not be loaded, download it again ({error})") from error
     if any(parameter.dtype not in (torch.float32, torch.float16, torch.bfloat16) for parameter in model.parameters()):
         raise ValueError(f"{folder}: the weights are quantized; a base needs them in float32, float16 or bfloat16")
-    return _pretrained(model, tokenizer, base, str(folder), {"path": name, "tokenizer": origin, **facts})
+    made = _pretrained(model, tokenizer, base, str(folder), {"path": name, "tokenizer": origin, **facts})
+    return replace(made, kept=tuple(folder / name for name in KEPT if (folder / name).is_file()))
 
 
 def _from_wheel(recipe: Recipe) -> Made:
@@ -412,6 +415,8 @@ def _write(made: Made, recipe: Recipe, folder: Path) -> None:
     )
     made.model.save_pretrained(str(folder), max_shard_size=EXPORT_SHARD_SIZE)
     tokenizer.save_pretrained(str(folder))
+    for path in made.kept:
+        shutil.copyfile(path, folder / path.name)
     write_older_dialect(folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
 

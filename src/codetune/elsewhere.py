@@ -5,9 +5,10 @@ downloading: generation that would not stop, a RoPE base that older readers woul
 name, more token ids than rows. Problems refuse the publication; what a reader cannot do is said.
 
 What each reader needs is written down here as its sources have it: vLLM takes the architecture by `architectures` and the
-RoPE base from `rope_parameters` or, in versions on transformers 4, `rope_theta`; llama.cpp's converter takes vocabularies of
-SentencePiece (or BPE with byte fallback) by themselves, and byte-level ones only where it knows their pre-tokenizer. What it
-does not do: load weights, or run any of these readers.
+RoPE base from `rope_parameters` or, in versions on transformers 4, `rope_theta`; llama.cpp's converter takes vocabularies
+of SentencePiece by their tokenizer.model, and byte-level ones only where it knows their pre-tokenizer; of BPE with byte
+fallback in a tokenizer.json it makes a vocabulary without scores, which splits text otherwise, or nothing where an id is
+missing. What it does not do: load weights, or run any of these readers.
 """
 
 from __future__ import annotations
@@ -57,6 +58,25 @@ def older_tokenizer_config(tree: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
+def added_behind_pieces(folder: Path) -> dict[str, dict[str, Any]]:
+    """Tokens that `tokenizer.json` has behind the pieces of `tokenizer.model`, in version 4's words; none without one.
+
+    llama.cpp's converter takes the pieces from tokenizer.model and these from `added_tokens_decoder`; by tokenizer.json
+    alone it ends with an error where their ids leave a gap, as Code Llama's do (32000 to 32006).
+    """
+    if not (folder / "tokenizer.model").is_file():
+        return {}
+    from sentencepiece import SentencePieceProcessor
+
+    pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).GetPieceSize()
+    added = _json(folder / "tokenizer.json").get("added_tokens", [])
+    return {
+        str(token["id"]): {name: value for name, value in token.items() if name != "id"}
+        for token in added
+        if token["id"] >= pieces
+    }
+
+
 def check_folder(folder: Path) -> list[Reading]:
     """One line per reader.
 
@@ -84,7 +104,7 @@ def check_folder(folder: Path) -> list[Reading]:
             f"tokenizer class {names.get('tokenizer_class', 'by default')}, rope_theta {config.get('rope_theta', base):g}",
         ),
         Reading("vLLM", f"{architectures[0] if architectures else 'no architecture named'}, tokenizer.json, safetensors"),
-        Reading("GGUF", gguf_vocabulary(folder, tokenizer)),
+        Reading("GGUF", gguf_vocabulary(folder, tokenizer, names)),
     ]
 
 
@@ -181,13 +201,23 @@ def _index(folder: Path) -> list[str]:
     return [] if there == index else [f"{INDEX}: it does not name the weights that the files hold"]
 
 
-def gguf_vocabulary(folder: Path, tokenizer: dict[str, Any]) -> str:
-    """What a converter to GGUF makes of the vocabulary."""
+def gguf_vocabulary(folder: Path, tokenizer: dict[str, Any], names: dict[str, Any]) -> str:
+    """What llama.cpp's converter makes of the vocabulary; as its real runs ended (docs/publishing.md)."""
     model = tokenizer.get("model", {})
     if (folder / "tokenizer.model").is_file():
-        return "vocabulary of SentencePiece (tokenizer.model): converts"
+        named, added = names.get("added_tokens_decoder") or {}, added_behind_pieces(folder)
+        lost = [token["content"] for number, token in added.items() if number not in named]
+        if lost:
+            return f"vocabulary of SentencePiece (tokenizer.model): converts, and loses {', '.join(lost)}"
+        return f"vocabulary of SentencePiece (tokenizer.model) and {len(added)} added tokens: converts"
     if model.get("type") == "BPE" and model.get("byte_fallback"):
-        return "BPE with byte fallback (tokenizer.json): converts as a Llama vocabulary"
+        ids = sorted({*model.get("vocab", {}).values(), *(token["id"] for token in tokenizer.get("added_tokens", []))})
+        gap = next((place for place, number in enumerate(ids) if place != number), None)
+        if gap is not None:
+            return f"BPE with byte fallback: does not convert, as id {gap:,} is no token and no tokenizer.model is beside it"
+        return (
+            "BPE with byte fallback: converts, to ids that differ from training's, as only a tokenizer.model has the scores"
+        )
     if model.get("type") == "BPE":
         return (
             "byte-level BPE: converts only where the converter knows this pre-tokenizer, which a vocabulary made here is not"

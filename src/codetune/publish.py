@@ -33,7 +33,7 @@ from typing import Any
 import yaml
 
 from codetune.artifacts import MANIFEST, exclusive, fail, read_json, seal_folder, whole_folder, write_json
-from codetune.elsewhere import Reading, check_folder, check_parts, older_tokenizer_config
+from codetune.elsewhere import Reading, added_behind_pieces, check_folder, check_parts, older_tokenizer_config
 from codetune.lineage import Lineage, Stage, follow
 from codetune.model_card import PAPER_GRAMS_PER_KWH, Card, Claim, Score, Words, write_card
 from codetune.origins import LLAMA2, Licence
@@ -360,6 +360,8 @@ def make_public(folder: Path, options: Options, shortened: list[str]) -> None:
             tree.pop(key, None)
         if name == "tokenizer_config.json":
             tree = older_tokenizer_config(tree)
+            if added := added_behind_pieces(folder):
+                tree["added_tokens_decoder"] = added
             if positions:
                 tree["model_max_length"] = positions  # a lengthened model's tokenizer is its parent's, and says the parent's
         if name == "adapter_config.json":

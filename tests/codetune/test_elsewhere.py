@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
-from codetune.elsewhere import check_folder, check_parts, older_tokenizer_config
+from codetune.artifacts import read_json
+from codetune.elsewhere import (
+    added_behind_pieces,
+    check_folder,
+    check_parts,
+    gguf_vocabulary,
+    older_tokenizer_config,
+)
 from codetune.rope import write_older_dialect
-from codetune.tokens import open_codec
+from codetune.tokens import INFILL_CONTENTS, open_codec
 
 
 @pytest.fixture
@@ -31,7 +40,7 @@ def change(path: Path, **changes: Any) -> None:
 def test_every_reader_is_told(folder: Path) -> None:
     said = {reading.reader: reading.words for reading in check_folder(folder)}
     assert said["vLLM"].startswith("LlamaForCausalLM") and "rope_theta 10000" in said["transformers 4"]
-    assert said["GGUF"] == "BPE with byte fallback (tokenizer.json): converts as a Llama vocabulary"
+    assert said["GGUF"].startswith("BPE with byte fallback: converts, to ids that differ from training's")
 
 
 @pytest.mark.parametrize(
@@ -85,10 +94,45 @@ def test_weights_that_were_cut_off_are_refused(folder: Path) -> None:
         check_folder(folder)
 
 
+def test_what_a_converter_to_gguf_makes_of_a_vocabulary(folder: Path, tmp_path: Path) -> None:
+    """Each answer is how llama.cpp's own converter and server ended on such a vocabulary (docs/publishing.md)."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
+    tree, names = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
+    assert added_behind_pieces(folder) == {}
+    gap = copy.deepcopy(tree)
+    last = max(token["id"] for token in gap["added_tokens"])
+    for token in gap["added_tokens"]:
+        token["id"] += 7 * (token["id"] == last)
+    gap["model"]["vocab"] = {piece: number for piece, number in gap["model"]["vocab"].items() if number < last}
+    assert f"does not convert, as id {last} is no token" in gguf_vocabulary(folder, gap, names)
+    byte_level = {"model": {"type": "BPE", "vocab": {"a": 0}}, "added_tokens": []}
+    assert gguf_vocabulary(folder, byte_level, names).startswith("byte-level BPE: converts only where")
+
+    (tmp_path / "text").write_text("def f(x):\n    return x + 1\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=274,
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    added = added_behind_pieces(folder)
+    assert [token["content"] for token in added.values()] == list(INFILL_CONTENTS)
+    assert {number: token["special"] for number, token in added.items()} == {
+        str(token["id"]): True for token in tree["added_tokens"] if token["content"] in INFILL_CONTENTS
+    }
+    assert "converts, and loses ▁<PRE>, ▁<SUF>" in gguf_vocabulary(folder, tree, names)
+    text, before = "def f(x):\n    return ▁<PRE>x</s>", AutoTokenizer.from_pretrained(folder)
+    change(folder / "tokenizer_config.json", **{**older_tokenizer_config(names), "added_tokens_decoder": added})
+    after, names = AutoTokenizer.from_pretrained(folder), read_json(folder / "tokenizer_config.json")
+    assert (
+        gguf_vocabulary(folder, tree, names) == "vocabulary of SentencePiece (tokenizer.model) and 4 added tokens: converts"
+    )
+    assert after.encode(text) == before.encode(text) and after.all_special_ids == before.all_special_ids
+
+
 def test_the_older_words_for_a_tokenizer_mean_the_same_ids(folder: Path) -> None:
     """Read by transformers 5 here; version 4.57.6 gave the same ids for both (`make bench ONLY=elsewhere`)."""
-    from transformers import AutoTokenizer
-
     text = "def f(x):\n    return ▁<PRE>x</s>"
     before = AutoTokenizer.from_pretrained(folder)
     tree = json.loads((folder / "tokenizer_config.json").read_text())

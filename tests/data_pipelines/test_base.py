@@ -208,6 +208,16 @@ def test_growing_keeps_greedy_text_type_template_and_rope(
     manifest = read_json(folder / "manifest.json")
     assert manifest["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert manifest["tokenizer"] == open_codec(folder).fingerprint
+    assert not (folder / "LICENSE.txt").exists()
+
+
+def test_the_licence_of_a_base_goes_along(tmp_path: Path) -> None:
+    source = byte_level_model(tmp_path / "source", pieces=260, rows=260, tied=False)
+    (source / "LICENSE.txt").write_text("the agreement", encoding="utf-8")
+    (source / "notes.txt").write_text("not", encoding="utf-8")
+    folder = make_base(load_recipe(write_recipe(tmp_path, {"origin": "folder", "path": str(source)})))
+    assert (folder / "LICENSE.txt").read_text(encoding="utf-8") == "the agreement" and not (folder / "notes.txt").exists()
+    assert why_invalid(folder) is None
 
 
 def test_a_base_without_infilling_keeps_its_vocabulary(tmp_path: Path) -> None:
@@ -255,6 +265,9 @@ def test_llama2_in_small_gets_code_llamas_vocabulary(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(str(folder))
     assert model.dtype == torch.float16
     assert model.get_input_embeddings().weight.shape == model.lm_head.weight.shape == (32_016, 16)
+    assert (
+        folder / "tokenizer.model"
+    ).read_bytes() == vocabulary_file.read_bytes()  # for converters; tokenizer.json is the truth
     codec = open_codec(folder)
     prompt = codec.psm_prompt('def remove_non_ascii(s: str) -> str:\n    """ ', "\n    return result\n")
     assert prompt[:4] == [1, 32007, 822, 3349] and prompt[-6:] == [13, 1678, 736, 1121, 13, 32009]
@@ -262,7 +275,6 @@ def test_llama2_in_small_gets_code_llamas_vocabulary(tmp_path: Path) -> None:
     facts = read_json(folder / "manifest.json")
     assert facts["vocabulary"]["padding_rows"] == [[32000, 32007], [32011, 32016]]
     assert "equal to sentencepiece" in facts["source"]["tokenizer"]
-    assert not (folder / "tokenizer.model").exists()  # tokenizer.json is the truth from here on
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path) -> None:
