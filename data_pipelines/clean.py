@@ -11,6 +11,7 @@ page of statistics shows examples under each reason.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from typing import Any
 
@@ -76,9 +77,11 @@ def measured(text: str, reason: str) -> tuple[str, int]:
     if reason == "long_lines_on_average":
         return f"{sum(map(len, lines)) / len(lines):,.0f} characters a line", 0
     if reason == "data_as_code":
-        data = [place for place, line in enumerate(lines) if line and _DATA_LINE.fullmatch(line)]
-        share = sum(len(lines[place]) for place in data) / len(text)
-        return f"{share:.0%} in lines of literals", _line_start(text, data[0]) if data else 0
+        data = [bool(_DATA_LINE.fullmatch(line)) for line in lines]
+        runs = [list(run) for is_data, run in itertools.groupby(range(len(lines)), data.__getitem__) if is_data]
+        longest_run = max(runs, key=lambda run: sum(len(lines[place]) for place in run), default=[0])
+        share = sum(len(lines[place]) for run in runs for place in run) / len(text)
+        return f"{share:.0%} in lines of literals", _line_start(text, longest_run[0])
     if reason == "binary":
         match = _BINARY.search(text)
         return f"{_count(_BINARY, text) / len(text):.1%} control characters", max(0, match.start() - 40) if match else 0

@@ -52,7 +52,7 @@ from data_pipelines.documents import SourcePlan, plan_source, read_records, text
 from data_pipelines.executors import run_tasks
 from data_pipelines.installed import STDLIB
 from data_pipelines.ledger import DroppedWriter, Ledger, load_ledgers
-from data_pipelines.readers import Record
+from data_pipelines.readers import Record, text_of
 from data_pipelines.redact import redact
 from data_pipelines.shingles import code_tokens
 
@@ -208,7 +208,9 @@ def clean_sources(partial: Path, plan: CuratePlan, rank: int) -> None:
     writer = _ShardWriters(partial / "cleaned", rank, settings.shards)
     for source in plan.sources:
         licenses = _licenses_of(source)
-        for record in read_records(source, rank, settings.tasks):
+        paths = {file.id: file.path for unit in source.units for file in unit.files}
+        for found in read_records(source, rank, settings.tasks):
+            record = _with_left_out(found, paths, source.settings.max_document_bytes)
             text, reason, detail = _cleaned(record, source, licenses(record), plan, index, ledger)
             language = record.language or "unknown"
             if reason is not None:
@@ -216,7 +218,7 @@ def clean_sources(partial: Path, plan: CuratePlan, rank: int) -> None:
                 key = (source.name, reason, language)
                 ledger.dropped[key] += 1
                 ledger.dropped_bytes[key] += _bytes(shown)
-                ledger.dropped_tokens[key] += 0 if text is None else len(code_tokens(text))
+                ledger.dropped_tokens[key] += len(code_tokens(shown)) if isinstance(shown, str) else 0
                 dropped.add(shown, source.name, record.id, reason, language, detail)
                 continue
             assert text is not None
@@ -224,6 +226,14 @@ def clean_sources(partial: Path, plan: CuratePlan, rank: int) -> None:
     writer.close()
     dropped.close()
     ledger.save(partial / "ledgers" / f"clean-{rank:05d}.json")
+
+
+def _with_left_out(record: Record, paths: dict[str, str], max_bytes: int) -> Record:
+    """A file that its reader left out by what stands in it, together with that: it is counted, and can be looked at."""
+    if record.text is not None or record.reason not in ("generated_file", "binary") or record.id not in paths:
+        return record
+    data = Path(paths[record.id]).read_bytes()
+    return record._replace(text=text_of(data, max_bytes)[0] or data)
 
 
 def _cleaned(

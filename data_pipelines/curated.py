@@ -59,6 +59,8 @@ def manifest_of(
             "dropped_bytes": _of(by(ledger.dropped_bytes, 0, 1), name),
             "dropped_tokens": _of(by(ledger.dropped_tokens, 0, 1), name),
             "drops_by_language": _nested(ledger.dropped, name, 1, 2),
+            "dropped_bytes_by_language": _nested(ledger.dropped_bytes, name, 1, 2),
+            "dropped_tokens_by_language": _nested(ledger.dropped_tokens, name, 1, 2),
             "languages": _of(languages, name),
             "language_bytes": _of(by(ledger.kept_bytes, 0, 1), name),
             "language_tokens": _of(by(ledger.kept_tokens, 0, 1), name),
@@ -251,9 +253,16 @@ def write_page(curation: Path, manifest: dict[str, Any], settings: CurateSetting
     lines += ["", "## Drops", ""] + _drops_table(sources)
     lines += ["", "## Drops by language", ""]
     lines += _table(
-        ["source", "reason", "language", "documents"],
+        ["source", "reason", "language", "documents", "bytes", "tokens"],
         [
-            [name, reason, language, f"{count:,}"]
+            [
+                name,
+                reason,
+                language,
+                f"{count:,}",
+                f"{source['dropped_bytes_by_language'][reason][language]:,}",
+                f"{source['dropped_tokens_by_language'][reason][language]:,}",
+            ]
             for name, source in sources.items()
             for reason, languages in source["drops_by_language"].items()
             for language, count in sorted(languages.items(), key=lambda item: -item[1])

@@ -27,7 +27,7 @@ class Ledger:
         self.read_bytes: Counter[tuple[str, ...]] = Counter()
         self.dropped: Counter[tuple[str, ...]] = Counter()  # source, reason, language -> documents
         self.dropped_bytes: Counter[tuple[str, ...]] = Counter()
-        self.dropped_tokens: Counter[tuple[str, ...]] = Counter()  # of texts; what could not be read as one has none
+        self.dropped_tokens: Counter[tuple[str, ...]] = Counter()  # of what is text
         self.kept: Counter[tuple[str, ...]] = Counter()  # source, language, licence -> documents
         self.kept_bytes: Counter[tuple[str, ...]] = Counter()
         self.kept_tokens: Counter[tuple[str, ...]] = Counter()

@@ -41,6 +41,7 @@ def test_code_is_dropped_under_the_first_rule_that_it_breaks(text: str, reason: 
         ("ab\n" + "x" * 1200 + "\n", "long_line", "line 2 has 1,200 characters", 3),
         ("ab\nabcdefg\n", "long_lines_on_average", "4 characters a line", 0),  # 2 and 7
         ("go(x)\n1, 2\n3, 4\n", "data_as_code", "50% in lines of literals", 6),  # 8 of 16
+        ("}\ngo(x)\n1, 2\n3, 4\n", "data_as_code", "50% in lines of literals", 8),  # 9 of 18; from the longer run on
         ("a" * 98 + "\x01\x02", "binary", "2.0% control characters", 58),
         ("a1+-", "few_alphanumerics", "50% letters and digits", 0),
         ("a1 -", "minified", "25% whitespace", 0),
