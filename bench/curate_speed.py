@@ -5,7 +5,7 @@ code), its exact and MinHash duplicate removal over the same tokens, with its sh
 that, ours keeps what it drops, counts, orders every shard and compares near copies exactly. Each run is a process of its own
 with one worker; seconds are those of the processor, from the first document to the last file, benchmarks' index included.
 
-Memory over corpus size: copies with every longer word changed, 17 and 68 MB of text, one task, every phase of it in the
+Memory over corpus size: copies with every longer word changed, 17 and 72 MB of text, one task, every phase of it in the
 same process, where what one task leaves behind adds to the next. The smaller of the two is ten times the corpus above: below
 that the table of known tokens (65,536) is not full yet, and a peak at 1.6 MB says what a process needs at all. Documents
 that wait for their shard's file, and dropped ones, take 1 MiB each here instead of 64 and 32, so that both sizes fill them.
