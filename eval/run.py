@@ -358,7 +358,7 @@ def summary(facts: dict[str, Any]) -> str:
     if floor:
         lines.append(f"  {floor['name']:<28} {floor['passed'] / floor['of']:>8.2%}  {floor['passed']} of {floor['of']}")
     if cut := cut_suite(facts):
-        lines.append(f"  {cut[0]} of the {cut[1]} problems that were published")
+        lines.append(f"  {cut[0]} of the benchmark's {cut[1]} problems")
     if "asked as plain text" in (facts.get("notes") or {}):
         lines.append("  the checkpoint has no chat template: asked as plain text")
     if facts.get("prompts_too_long"):

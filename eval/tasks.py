@@ -285,8 +285,10 @@ class Task:
 
     @property
     def published(self) -> int | None:
-        """How many problems the whole benchmark asks; None where that depends on the release."""
-        return None if self.loaded.published is None else self.loaded.published - self.left_out_by_design
+        """How many problems the whole benchmark asks; where that depends on the release, how many a limit was laid over."""
+        if self.loaded.published is None:
+            return None if self.settings.limit is None else self.before_limit
+        return self.loaded.published - self.left_out_by_design
 
     def select(self, problems: list[Any]) -> list[Any]:
         """The problems that the settings ask for, in the file's order; named ones may be any of the file's."""
@@ -298,6 +300,7 @@ class Task:
             if unknown:
                 raise ValueError(f"tasks.{self.name}.ids: {', '.join(unknown[:3])} not in {self.loaded.benchmark}")
             problems = [by_id[one] for one in self.settings.ids]
+        self.before_limit = len(problems)
         return problems[: self.settings.limit]
 
     def prepare(self, data: Path | None, load: Callable[[str], Loaded]) -> None:

@@ -50,6 +50,8 @@ def test_a_task_takes_its_balanced_part_and_says_so(tmp_path: Path) -> None:
     loaded = Loaded("lcc-python", PROBLEMS, "here", None)
     task = Lines("lines", TaskSettings("lcc-python", balanced=9), loaded)
     assert task.notes() == {"problems by characters of context, from": {"1024": 2, "4096": 3, "16384": 4}}
+    assert task.published is None  # it depends on the release, and nothing was cut
+    assert Lines("lines", TaskSettings("lcc-python", balanced=9, limit=2), loaded).published == 9
     assert len(task.questions(Asker(stored=True))) == 9
     path = tmp_path / "one.yaml"
     path.write_text("name: one\ntasks:\n  lines:\n    benchmark: lcc-python\n    balanced: 0\n")
