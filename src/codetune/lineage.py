@@ -21,6 +21,7 @@ import yaml
 from codetune.artifacts import MANIFEST, model_hash, read_json, why_invalid
 
 CHECKPOINT = "checkpoint-"
+NEEDED = ("recipe", "parent", "rows", "rope", "steps", "tokens", "ledger", "seconds")  # of a trained model's manifest
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,13 @@ def read_stage(folder: Path) -> Stage:
     if manifest.get("stage") == "base":
         name = folder.parent.name if folder.name == "model" else recipe["name"]
         return Stage(name, recipe["size"], folder, model_hash(folder), manifest, "base")
+    missing = [key for key in NEEDED if key not in manifest] + [
+        f"recipe.{key}" for key in ("name", "size") if key not in recipe
+    ]
+    if missing:
+        raise ValueError(
+            f"{folder / MANIFEST}: no {', '.join(missing)} in it; it was cut, or is no trained model's: train it again"
+        )
     kind = "adapter" if (folder / "adapter_config.json").is_file() else "model"
     return Stage(recipe["name"], recipe["size"], folder, model_hash(folder), manifest, kind)
 

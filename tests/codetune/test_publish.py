@@ -565,6 +565,20 @@ def test_what_is_not_finished_is_refused(runs: Path, tmp_path: Path) -> None:
         dry(folder)
 
 
+def test_a_manifest_that_lost_a_part_is_refused(runs: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(runs / "stage1" / "model", tmp_path / "stage1" / "model"))
+    manifest = read_json(folder / "manifest.json")
+    seal_folder(folder, {key: manifest[key] for key in manifest if key not in ("files", "parent", "ledger")})
+    with pytest.raises(ValueError, match=r"manifest.json: no parent, ledger in it; it was cut"):
+        dry(folder)
+    write_json(folder / "manifest.json", {"files": {"config.json": 3}})
+    with pytest.raises(ValueError, match=r"its manifest.json is damaged"):
+        dry(folder)
+    write_json(folder / "manifest.json", {"files": {}, "recipe": {}})
+    with pytest.raises(ValueError, match=r"no parent, rows, .*, recipe.name, recipe.size in it"):
+        dry(folder)
+
+
 def test_a_run_that_is_being_trained_is_not_published(runs: Path) -> None:
     from codetune.artifacts import exclusive
 
