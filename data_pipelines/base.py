@@ -23,6 +23,7 @@ import argparse
 import errno
 import hashlib
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 
 KEPT = ("tokenizer.model", "LICENSE.txt", "USE_POLICY.md")  # go along as they are: converters and the licence ask for them
 HUB_FILES = ("*.json", "*.jinja", *KEPT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first kind that is there
 
 
@@ -107,13 +109,27 @@ def make_base(recipe: Recipe) -> Path:
             f"{target}: {as_bytes(free)} free, {as_bytes(bytes_needed)} needed; free some, or write elsewhere "
             "with --set runs=FOLDER"
         )
-    with whole_folder(target) as folder:
-        _write(made, recipe, folder)
-        _verify(made, folder)
-        seal_folder(folder, _manifest(made, recipe), hash_all=True)
+    try:
+        with whole_folder(target) as folder:
+            _write(made, recipe, folder)
+            _verify(made, folder)
+            seal_folder(folder, _manifest(made, recipe), hash_all=True)
+    except Exception as error:
+        if not _tells_of_a_full_disk(error):
+            raise
+        raise ValueError(
+            f"{target}: no space is left on the disk ({error}); nothing half-written was kept. Free some and run the same "
+            "command again, or write elsewhere with --set runs=FOLDER"
+        ) from error
     count = sum(parameter.numel() for parameter in made.model.parameters())
     print(f"base: {target}, {count:,} parameters, {made.growth.rows:,} vocabulary rows ({made.growth.rule})")
     return target
+
+
+def _tells_of_a_full_disk(error: Exception) -> bool:
+    """Python says it by a number; safetensors and tokenizers, written in Rust, in the text of errors of their own."""
+    number = getattr(error, "errno", None)
+    return number in FULL or any(f"(os error {code})" in str(error) or f"code: {code}," in str(error) for code in FULL)
 
 
 def base_folder(recipe: Recipe) -> Path:
@@ -498,7 +514,8 @@ def main(arguments: list[str] | None = None) -> None:
         where = error.filename or "the output folder"
         fail(f"{where}: {error.strerror}; free space or mend permissions, or --set runs=FOLDER")
     except KeyboardInterrupt:
-        fail("interrupted; nothing was left half-written, run the same command again")
+        print("\ninterrupted; nothing was left half-written, run the same command again", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -330,6 +330,63 @@ def test_the_command_ends_with_one_message(tmp_path: Path, capsys: pytest.Captur
     assert "did you mean `origin`" in capsys.readouterr().err
 
 
+SMALL_DISKS = """
+import contextlib, io, json, subprocess, sys
+from pathlib import Path
+from codetune import vocabulary
+from data_pipelines import base
+vocabulary.COMPARED_FILES = 20
+small, recipe, sizes = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+for size in sizes:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(small)], check=True)
+    told, code = io.StringIO(), 0
+    with contextlib.redirect_stderr(told):
+        try:
+            base.main(["--recipe", recipe])
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, told.getvalue(), [path.name for path in small.rglob("*") if path.is_file()]]))
+    subprocess.run(["umount", str(small)], check=True)
+"""
+
+
+def can_mount() -> bool:
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason="this machine lets nobody mount a small file system")
+def test_whichever_file_a_disk_is_too_small_for_there_is_one_message_and_no_folder(tmp_path: Path) -> None:
+    """Sizes from what the weights need up, in steps of a page: configuration, tokenizer and manifest do not fit in turn."""
+    source = byte_level_model(tmp_path / "source", pieces=1_000, rows=1_000, tied=True)
+    weights = (source / "model.safetensors").stat().st_size
+    small = tmp_path / "runs"
+    small.mkdir()
+    path = write_recipe(tmp_path, {"origin": "folder", "path": str(source), "infill_tokens": False})
+    page = 4096
+    sizes = [(int(1.05 * weights) // page + 1 + more) * page for more in (1, 4, 40)]
+    done = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", SMALL_DISKS, str(small), str(path), json.dumps(sizes)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *full, enough = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(full) == 2
+    for code, told, files in full:
+        assert (code, files) == (2, []), told
+        (message,) = [line for line in told.splitlines() if line.startswith("error: ")]
+        assert "no space is left on the disk" in message
+        assert "--set runs=FOLDER" in message
+    assert any("os error 28" in told for _, told, _ in full), "none of them met the tokenizer, whose errors are not Python's"
+    assert enough[0] == 0
+    assert "manifest.json" in enough[2]
+
+
 # --- wheel
 
 
