@@ -52,7 +52,7 @@ from codetune.slurm import CLUSTER
 from codetune.tokens import Codec, open_codec
 from data_pipelines.conversations import fit_optional_shares, is_absent, located
 from data_pipelines.documents import Document, Drops, SourcePlan, plan_source
-from data_pipelines.executors import run_tasks
+from data_pipelines.executors import run_tasks, worker_count
 from data_pipelines.fim import Sample
 from data_pipelines.held_out import HeldOut, collect_held_out, is_held_out_group
 from data_pipelines.held_out_samples import held_out_samples
@@ -696,7 +696,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.build", description=main.__doc__)
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="section.key=value", dest="overrides")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="lanes built at once on this machine")
+    parser.add_argument(
+        "--workers", type=worker_count, default=os.cpu_count() or 1, help="lanes built at once on this machine"
+    )
     parser.add_argument("--cluster", type=Path, default=CLUSTER, help="what is particular to a Slurm cluster")
     parser.add_argument("--explain", type=int, metavar="ROW", help="print the documents of a row and stop")
     arguments = parser.parse_args()
@@ -717,7 +719,8 @@ def main() -> None:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space and run the same command again" if full else "mend that and run the same command again"
-        fail(f"{error.filename or recipe_folder(arguments)}: {error.strerror or error}; {advice}")
+        written = error.filename2 if full else None  # of a copy, the source comes first
+        fail(f"{written or error.filename or recipe_folder(arguments)}: {error.strerror or error}; {advice}")
     except ValueError as error:
         fail(str(error))
 

@@ -50,7 +50,7 @@ from codetune.slurm import CLUSTER
 from data_pipelines import clean, curated
 from data_pipelines.benchmark_overlap import Index, build_index, load_index
 from data_pipelines.documents import SourcePlan, plan_source, read_records, text_or_reason
-from data_pipelines.executors import run_tasks
+from data_pipelines.executors import run_tasks, worker_count
 from data_pipelines.installed import STDLIB
 from data_pipelines.ledger import DroppedWriter, Ledger, load_ledgers
 from data_pipelines.readers import Record, text_of
@@ -639,7 +639,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.curate", description=main.__doc__)
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="section.key=value", dest="overrides")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="tasks at once")
+    parser.add_argument("--workers", type=worker_count, default=os.cpu_count() or 1, help="tasks at once")
     parser.add_argument("--cluster", type=Path, default=CLUSTER, help="what is particular to a Slurm cluster")
     parser.add_argument("--show", metavar="REASON", help="print documents dropped for it: near_copy, contaminated")
     parser.add_argument("--count", type=int, default=5, help="how many of them")

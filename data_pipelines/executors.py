@@ -12,6 +12,7 @@ starts one on this machine where there is none.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import subprocess
@@ -29,6 +30,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LOOK_SECONDS = 2.0
 GPU_TASK_GB = 64  # of memory asked of Slurm for each GPU of a task that does not take a whole node
 GONE_LOOKS = 5  # times that a job is not in the queue before its missing tasks are given up
+
+
+def worker_count(text: str) -> int:
+    """A number of workers, as a command is given it: 1 or more."""
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text}; write 1 or more, or leave it out")
+    return count
 
 
 @dataclass(frozen=True)

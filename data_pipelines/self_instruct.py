@@ -42,6 +42,7 @@ from codetune.sandbox import SandboxError, SandboxUnavailable, shared_sandbox
 from codetune.slurm import CLUSTER
 from data_pipelines.asking import LaneWorkers, ask_lane, close_engine
 from data_pipelines.decontaminate import Contamination
+from data_pipelines.executors import worker_count
 from data_pipelines.questions import Question, keep_unique_questions, open_contamination, read_questions
 from data_pipelines.self_instruct_run import ASKED, Records, Run, open_run
 from data_pipelines.suites import Suite
@@ -330,7 +331,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.self_instruct", description=main.__doc__)
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="section.key=value", dest="overrides")
-    parser.add_argument("--workers", type=int, help="lanes at once (here: a core each on a CPU, else 1; on a cluster: all)")
+    told = "lanes at once (here: a core each on a CPU, else 1; on a cluster: all)"
+    parser.add_argument("--workers", type=worker_count, help=told)
     parser.add_argument("--cluster", type=Path, default=CLUSTER, help="what is particular to a Slurm cluster")
     parser.add_argument("--pass", choices=PASSES, dest="only", help="do one pass and stop")
     parser.add_argument("--lane", type=int, action="append", help="with --pass: this lane alone")

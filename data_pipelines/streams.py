@@ -189,9 +189,10 @@ class SourceStream:
                 counts.characters_read += len(document.text)
                 yield document
             if not counts.documents_in_pass:
+                advice = "lower `data.lanes`, or loosen its filters" if self.lanes > 1 else "loosen its filters"
                 raise ValueError(
                     f"source `{self.plan.name}` gave no document to lane {self.lane} of {self.lanes} "
-                    f"(dropped: {self.drops.as_dict().get(self.plan.name, {})}); lower `data.lanes`, or loosen its filters"
+                    f"(dropped: {self.drops.as_dict().get(self.plan.name, {})}); {advice}"
                 )
             counts.documents_per_pass = counts.documents_in_pass
             counts.passes_completed += 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -161,6 +162,16 @@ def _let_go_in_child() -> None:
 os.register_at_fork(after_in_child=_let_go_in_child)
 
 
+def cannot_write(folder: Path, error: OSError) -> str:
+    """The message about a folder of a run that cannot be written to, and what to do about it."""
+    advice = "mend that"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "free some space there"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        advice = "change its permissions"
+    return f"{folder}: cannot be written to ({error}); {advice}, or write elsewhere with --set runs=FOLDER"
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path, what: str) -> Iterator[None]:
     """Keep `folder` to this process while the block runs; the system lets go of it however the process ends.
@@ -172,9 +183,7 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise ValueError(
-            f"{folder}: cannot be written to ({error}); change its permissions, or `runs` in the recipe"
-        ) from error
+        raise ValueError(cannot_write(folder, error)) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -43,6 +43,7 @@ from codetune.artifacts import (
     SKIPPED_STEPS,
     HeldOutSample,
     Rows,
+    cannot_write,
     exclusive,
     fail,
     model_hash,
@@ -311,9 +312,7 @@ def claim_output_folder(recipe: Recipe) -> None:
         if is_main_process():
             write_json(known, recipe.to_dict())
     except OSError as error:
-        raise ValueError(
-            f"{folder}: cannot be written to ({error}); change its permissions, or `runs` in the recipe"
-        ) from error
+        raise ValueError(cannot_write(folder, error)) from error
 
 
 def is_finished(recipe: Recipe) -> bool:

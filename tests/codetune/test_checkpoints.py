@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from codetune import checkpoints
-from codetune.artifacts import exclusive, newest_valid_checkpoint, read_json, why_invalid, write_json
+from codetune.artifacts import cannot_write, exclusive, newest_valid_checkpoint, read_json, why_invalid, write_json
 from codetune.checkpoints import numbered_checkpoints, remove_leftovers, rotate_checkpoints
 from codetune.recipe import load_recipe
 from codetune.tokens import open_codec
@@ -340,5 +340,14 @@ def test_a_folder_that_cannot_be_written_to_is_one_clear_message(make_run: Calla
     path = make_run()
     recipe = load_recipe(path)
     recipe.checkpoints_dir.write_text("a file where the folder should be")
-    with pytest.raises(ValueError, match="cannot be written to"):
+    with pytest.raises(ValueError, match=r"cannot be written to .*mend that"):
         train(recipe)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "free some space there"), (errno.EACCES, "change its permissions")]
+)
+def test_a_full_disk_is_not_told_to_change_its_permissions(number: int, advice: str) -> None:
+    told = cannot_write(Path("runs/x"), OSError(number, os.strerror(number)))
+    assert told.startswith("runs/x: cannot be written to (")
+    assert told.endswith(f"; {advice}, or write elsewhere with --set runs=FOLDER")

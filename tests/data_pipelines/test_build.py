@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from codetune.artifacts import Rows, open_rows
 from codetune.recipe import Recipe, load_recipe
 from codetune.tokens import open_codec
 from data_pipelines.build import build, explain_row
+from data_pipelines.executors import worker_count
 
 ROW = 128
 WORDS = ["alpha", "beta", "gamma", "delta", "width", "height", "index", "total", "value", "items"]
@@ -329,3 +331,10 @@ def test_ctrl_c_leaves_a_state_that_goes_on(recipe_file: Path) -> None:
     shorter = _command(recipe_file, "--workers", "2")  # and what is there stands in nobody's way
     assert subprocess.run(shorter, capture_output=True, text=True, check=False).returncode == 0
     assert len(open_rows(recipe.rows_dir)) >= 100
+
+
+def test_no_workers_are_refused() -> None:
+    for text in ("0", "-2"):
+        with pytest.raises(ArgumentTypeError, match=f"{text}; write 1 or more"):
+            worker_count(text)
+    assert worker_count("3") == 3
