@@ -53,6 +53,8 @@ def turns_of_document(text: str, settings: SourceSettings) -> list[Turn]:
         columns = json.loads(text)
     except ValueError as error:
         raise BadConversation("not_json", f"not readable as JSON ({error})") from error
+    if not isinstance(columns, dict):
+        raise BadConversation("not_json", f"holds {type(columns).__name__}, not an object with columns")
     if settings.conversation == "messages":
         return turns_of(columns.get(settings.text_column))
     if settings.conversation == "question_answer":

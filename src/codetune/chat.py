@@ -205,7 +205,18 @@ def _with_system(turns: Sequence[Turn]) -> list[Turn]:
     return list(turns) if turns[0].role == "system" else [Turn("system", ""), *turns]
 
 
+def _is_whole(text: str) -> bool:
+    """Whether every character is one; JSON can carry halves."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _text(codec: Codec, text: str, start: bool = False) -> list[int]:
+    if not _is_whole(text):
+        raise BadConversation("not_representable", "half a character (a lone surrogate), which no tokenizer takes")
     ids = codec.encode(text) if start else codec.encode_bare(text)
     if codec.has_control_ids(ids) or not codec.represents(text):
         raise BadConversation("not_representable", "the tokenizer cannot take this text and give it back as it was")

@@ -171,6 +171,7 @@ def test_trl_finds_the_stop_token_trained_in_the_template(tiny_tokenizer: Any) -
         ([ASK, Turn("assistant", "a [/INST] b")], "template_tag_in_text", "turn 2 holds \\[/INST\\]"),
         ([Turn("user", "<<SYS>>"), ANSWER], "template_tag_in_text", "turn 1 holds <<SYS>>"),
         ([ASK, Turn("assistant", "a▁b")], "not_representable", "cannot take this text"),
+        ([Turn("user", "a\ud800"), ANSWER], "not_representable", "half a character"),
     ],
 )
 def test_bad_conversations_are_refused_with_a_reason_and_the_turn(

@@ -67,9 +67,11 @@ def test_each_form_of_a_source_gives_turns() -> None:
     [
         ({"question": None, "tests": "t", "solution": "s"}, "missing_text_value"),
         ({"question": "q", "tests": [], "solution": "s"}, "missing_text_value"),
+        ([1], "not_json"),
+        (None, "not_json"),
     ],
 )
-def test_columns_that_hold_no_text_are_refused(columns: dict[str, Any], reason: str) -> None:
+def test_columns_that_hold_no_text_are_refused(columns: Any, reason: str) -> None:
     with pytest.raises(BadConversation) as refused:
         turns_of_document(json.dumps(columns), SourceSettings("jsonl", 1.0, conversation="triplet", path="x"))
     assert refused.value.reason == reason
