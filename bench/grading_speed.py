@@ -30,7 +30,7 @@ from eval.stored import read_answers
 from eval.tasks import Asker, TaskSettings
 
 MINUTES = 3
-ROUNDS = 3
+ROUNDS = 7
 SECONDS = 3.0  # of one program, the same for all
 
 
