@@ -36,6 +36,7 @@ from tokenizers import Tokenizer
 from codetune import cpu_ranks
 from codetune.adapter import EXPORT_SHARD_SIZE
 from codetune.artifacts import (
+    FULL_DISK,
     MANIFEST,
     as_bytes,
     fail,
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
 
 KEPT = ("tokenizer.model", "LICENSE.txt", "USE_POLICY.md")  # go along as they are: converters and the licence ask for them
 HUB_FILES = ("*.json", "*.jinja", *KEPT)
-FULL = (errno.ENOSPC, errno.EDQUOT)
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first kind that is there
 
 
@@ -129,7 +129,9 @@ def make_base(recipe: Recipe) -> Path:
 def _tells_of_a_full_disk(error: Exception) -> bool:
     """Python says it by a number; safetensors and tokenizers, written in Rust, in the text of errors of their own."""
     number = getattr(error, "errno", None)
-    return number in FULL or any(f"(os error {code})" in str(error) or f"code: {code}," in str(error) for code in FULL)
+    return number in FULL_DISK or any(
+        f"(os error {code})" in str(error) or f"code: {code}," in str(error) for code in FULL_DISK
+    )
 
 
 def base_folder(recipe: Recipe) -> Path:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from codetune import artifacts
 from codetune.artifacts import (
+    FULL_DISK,
     KINDS,
     LAYOUTS,
     MANIFEST,
@@ -717,7 +718,7 @@ def main() -> None:
     except PermissionError as error:
         fail(f"{error.filename}: no permission to write here; choose another folder with --set runs=FOLDER")
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in FULL_DISK
         advice = "free some space and run the same command again" if full else "mend that and run the same command again"
         written = error.filename2 if full else None  # of a copy, the source comes first
         fail(f"{written or error.filename or recipe_folder(arguments)}: {error.strerror or error}; {advice}")

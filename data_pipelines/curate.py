@@ -26,7 +26,6 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -44,7 +43,7 @@ import numpy as np
 import xxhash
 
 from codetune import artifacts
-from codetune.artifacts import fail, hash_json, read_json, replace_folder, write_json
+from codetune.artifacts import FULL_DISK, fail, hash_json, read_json, replace_folder, write_json
 from codetune.recipe import RawSourceSettings, Recipe, load_recipe
 from codetune.slurm import CLUSTER
 from data_pipelines import clean, curated
@@ -660,7 +659,7 @@ def main() -> None:
         print("\ninterrupted; finished tasks are kept, run the same command again", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in FULL_DISK
         advice = "free some space and run the same command again" if full else "mend that and run the same command again"
         fail(f"{error.filename or arguments.recipe}: {error.strerror or error}; {advice}")
     except ValueError as error:

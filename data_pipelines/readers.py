@@ -13,7 +13,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import difflib
-import errno
 import io
 import itertools
 import json
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from codetune.artifacts import hash_json, whole_folder
+from codetune.artifacts import FULL_DISK, hash_json, whole_folder
 from codetune.recipe import SourceSettings
 
 READ_BYTES = 4 * 2**20  # per request, in files that are read from one end to the other
@@ -685,7 +684,7 @@ def read_unit(
     try:
         yield from readers[unit.format]()
     except Exception as error:
-        ours = isinstance(error, PermissionError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        ours = isinstance(error, PermissionError) or getattr(error, "errno", None) in FULL_DISK
         if ours or not (isinstance(error, pa.ArrowException) or is_input_error(error)):
             raise
         raise ValueError(

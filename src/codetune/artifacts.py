@@ -34,6 +34,7 @@ MANIFEST = "manifest.json"
 SKIPPED_STEPS = "skipped_steps.jsonl"  # in a run's folder: steps that leapt or were left out, with their rows
 HASHED_BYTES = 256 * 2**20  # files up to this size are compared with their manifest by hash, larger ones by size
 LAYOUTS = ("plain", "psm", "spm")
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # numbers of an error that says so
 KINDS = ("document", "instruct", "self_instruct", "rehearsal_code", "rehearsal_text")
 VERSIONED = (
     "torch",
@@ -165,7 +166,7 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 def cannot_write(folder: Path, error: OSError) -> str:
     """The message about a folder of a run that cannot be written to, and what to do about it."""
     advice = "mend that"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL_DISK:
         advice = "free some space there"
     elif error.errno in (errno.EACCES, errno.EPERM):
         advice = "change its permissions"

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
-import errno
 import logging
 import os
 import platform
@@ -38,6 +37,7 @@ from transformers.utils import logging as transformers_logging
 
 from codetune import adapter, cpu_ranks, long_probes, lora, probes, rope, sharding
 from codetune.artifacts import (
+    FULL_DISK,
     HELD_OUT,
     MANIFEST,
     SKIPPED_STEPS,
@@ -713,7 +713,7 @@ def command(prog: str, text: str, run_stage: Callable[..., Path], arguments: Seq
     except ValueError as error:
         fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL_DISK:
             raise
         fail(f"no disk space is left ({error}); make room and start again: the run goes on from its newest checkpoint")
     except Interrupted as end:
